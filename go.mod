@@ -1,0 +1,3 @@
+module joold
+
+go 1.25.0
