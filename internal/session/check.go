@@ -1,0 +1,136 @@
+package session
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+)
+
+// Refusal is a reason for which an entry that could be read must not reach the
+// kernel.
+type Refusal uint8
+
+// The refusals.
+const (
+	RefusedTimer      Refusal = iota // protocol, state and timer do not go together
+	RefusedSource                    // the IPv6 node's address is none, or lies in pool6
+	RefusedPool4                     // the mask is not this instance's to give
+	RefusedExpiration                // a life of more than ten times the timeout
+	Refusals                         // count
+)
+
+var refusalNames = [Refusals]string{"timer", "source", "pool4", "expiration"}
+
+func (r Refusal) String() string { return refusalNames[r] }
+
+// absurd is how many timeouts long a life may claim to be before the entry is
+// refused rather than clamped: peers may be configured with longer timeouts,
+// but not with these.
+const absurd = 10
+
+// Range is one entry of pool4, or a static BIB entry's IPv4 side: addresses
+// and ports, both ends included, that masks of one protocol are taken from.
+type Range struct {
+	Proto            Proto
+	Prefix           netip.Prefix // IPv4
+	MinPort, MaxPort uint16
+}
+
+// Policy says what an instance accepts from other nodes. It is immutable once
+// made and may be shared.
+type Policy struct {
+	pool6    Pool6
+	timeouts Timeouts
+	masks    [protos][]span
+	anyMask  bool
+}
+
+// span is a Range, cut for comparison: addresses lo to hi.
+type span struct {
+	lo, hi           uint32
+	minPort, maxPort uint16
+}
+
+// NewPolicy makes the policy of an instance with this pool6, these timeouts and
+// these masks. Without any mask the instance masquerades (Jool's empty pool4),
+// and every mask is accepted.
+func NewPolicy(p Pool6, t Timeouts, masks []Range) *Policy {
+	pol := &Policy{pool6: p, timeouts: t, anyMask: len(masks) == 0}
+	for _, m := range masks {
+		if m.Proto >= protos || !m.Prefix.Addr().Is4() {
+			continue
+		}
+		lo := ip4(m.Prefix.Masked().Addr().As4())
+		pol.masks[m.Proto] = append(pol.masks[m.Proto], span{
+			lo: lo, hi: lo | uint32(1<<(32-m.Prefix.Bits())-1),
+			minPort: m.MinPort, maxPort: m.MaxPort,
+		})
+	}
+	for i := range pol.masks {
+		slices.SortFunc(pol.masks[i], func(a, b span) int {
+			return cmp.Or(cmp.Compare(a.lo, b.lo), cmp.Compare(a.minPort, b.minPort))
+		})
+	}
+	return pol
+}
+
+func ip4(a [4]byte) uint32 {
+	return uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3])
+}
+
+// Masquerades tells whether the policy accepts every mask.
+func (p *Policy) Masquerades() bool { return p.anyMask }
+
+// Check tells whether s may be given to the kernel. A life longer than this
+// instance's own timeout is cut to it.
+func (p *Policy) Check(s *Session) (Refusal, bool) {
+	timeout, ok := p.timeouts.Of(s.Proto, s.Timer)
+	if !ok || !goTogether(s.Proto, s.State, s.Timer) {
+		return RefusedTimer, false
+	}
+	if uint64(s.Expiration) > absurd*uint64(timeout) {
+		return RefusedExpiration, false
+	}
+	s.Expiration = min(s.Expiration, timeout)
+	if a := netip.AddrFrom16(s.Src6); a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.Is4In6() ||
+		p.pool6.Contains(s.Src6) {
+		return RefusedSource, false
+	}
+	if !p.anyMask && !p.owns(s) {
+		return RefusedPool4, false
+	}
+	return 0, true
+}
+
+// goTogether tells whether Jool itself would put a session in this state on
+// this timer. An established timer with any other state makes the kernel warn
+// when it expires. A final state can stand on TimerTrans before its time
+// (handle-rst-during-fin-rcv).
+func goTogether(p Proto, s State, t Timer) bool {
+	if p != TCP {
+		return s == Established && t == TimerEst
+	}
+	switch t {
+	case TimerEst:
+		return s == Established || s == V4FinRcv || s == V6FinRcv
+	case TimerTrans:
+		return s != Established && s < states
+	case TimerSYN4:
+		return s == V4Init
+	}
+	return false
+}
+
+// owns tells whether the session's mask lies in one of the policy's ranges.
+func (p *Policy) owns(s *Session) bool {
+	a := ip4(s.Src4)
+	for _, m := range p.masks[s.Proto] {
+		if m.lo > a {
+			return false // sorted: no later range begins before a
+		}
+		if a <= m.hi && m.minPort <= s.Src4Port && s.Src4Port <= m.maxPort {
+			return true
+		}
+	}
+	return false
+}
