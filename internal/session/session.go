@@ -181,3 +181,20 @@ func (t *Timeouts) Of(p Proto, tm Timer) (ms uint32, ok bool) {
 	}
 	return 0, false
 }
+
+// Key is what tells one session from another: everything but its state and age.
+type Key struct {
+	Src6                         [16]byte
+	Src4, Dst4                   [4]byte
+	Src6Port, Src4Port, Dst4Port uint16
+	Proto                        Proto
+}
+
+// Key is the identity of s.
+func (s *Session) Key() Key {
+	return Key{
+		Src6: s.Src6, Src4: s.Src4, Dst4: s.Dst4,
+		Src6Port: s.Src6Port, Src4Port: s.Src4Port, Dst4Port: s.Dst4Port,
+		Proto: s.Proto,
+	}
+}
