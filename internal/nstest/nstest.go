@@ -42,8 +42,8 @@ func New(t testing.TB) *NS {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("unshare the network namespace: %w", err)
 		}
-		fd, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		n.fd = fd
+		var err error
+		n.fd, err = openCurrent()
 		return err
 	}, func() {})
 	t.Cleanup(func() { unix.Close(n.fd) })
@@ -60,8 +60,9 @@ func (n *NS) Do(f func()) {
 	n.onThread(func() error { return unix.Setns(n.fd, unix.CLONE_NEWNET) }, f)
 }
 
-// onThread runs enter and f on a thread that no other goroutine gets to see:
-// the goroutine never unlocks it, so the runtime ends it.
+// onThread runs enter and f on a thread that no other goroutine gets to see
+// until it is back where it came from; if it cannot go back, the goroutine ends
+// with the thread locked and the runtime ends the thread.
 func (n *NS) onThread(enter func() error, f func()) {
 	n.t.Helper()
 	var err error
@@ -70,6 +71,16 @@ func (n *NS) onThread(enter func() error, f func()) {
 	go func() {
 		defer close(done)
 		runtime.LockOSThread()
+		var home int
+		if home, err = openCurrent(); err != nil {
+			return
+		}
+		defer func() {
+			if unix.Setns(home, unix.CLONE_NEWNET) == nil {
+				runtime.UnlockOSThread()
+			}
+			unix.Close(home)
+		}()
 		if err = enter(); err == nil {
 			f()
 		}
@@ -82,6 +93,11 @@ func (n *NS) onThread(enter func() error, f func()) {
 	if !returned { // f called t.FailNow, which ended its goroutine alone
 		n.t.FailNow()
 	}
+}
+
+// openCurrent opens the calling thread's namespace.
+func openCurrent() (int, error) {
+	return unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 }
 
 // Command runs a program inside the namespace and returns what it printed.

@@ -3,6 +3,7 @@ package nstest
 import (
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -101,5 +102,27 @@ func TestAFailureInsideEndsTheTestOutside(t *testing.T) {
 	}()
 	if !probe.failed || reached {
 		t.Errorf("failed %v, went on %v", probe.failed, reached)
+	}
+}
+
+func TestTheThreadComesBackFromTheNamespace(t *testing.T) {
+	runtime.LockOSThread() // leaves the goroutines of Do the other threads
+	defer runtime.UnlockOSThread()
+	home, err := os.Readlink("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := New(t)
+	for range 10 {
+		n.Do(func() {})
+	}
+	tasks, err := filepath.Glob("/proc/self/task/*/ns/net")
+	if err != nil || len(tasks) == 0 {
+		t.Fatalf("threads: %v (%v)", tasks, err)
+	}
+	for _, task := range tasks {
+		if ns, err := os.Readlink(task); err == nil && ns != home {
+			t.Errorf("%s is %s, want %s", task, ns, home)
+		}
 	}
 }
