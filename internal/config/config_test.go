@@ -1,0 +1,330 @@
+package config
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"joold/internal/session"
+)
+
+// with is the default configuration, changed.
+func with(change func(*Config)) *Config {
+	c := defaults()
+	change(c)
+	return c
+}
+
+// write makes a file of settings and returns its path.
+func write(t *testing.T, name, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestTheTutorialsCommandLineIsUnderstood(t *testing.T) {
+	got, err := Parse(strings.Fields("-i default --net.mcast.addr ff08::db8:64:64 --net.mcast.port 6464 --net.dev.in eth2 --net.dev.out eth2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Config{
+		Instance: "default", Group: "ff08::db8:64:64", Port: 6464, In: "eth2", Out: "eth2", TTL: 1, ReuseAddr: true,
+		StatsAddr: "::", StatsPort: 6401, BatchDeadline: 10 * time.Millisecond,
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+func TestFlagsAreSpeltAsInC(t *testing.T) {
+	group := with(func(c *Config) { c.Group = "ff08::1" })
+	tests := map[string]*Config{
+		"ff08::1":                  group,
+		"--net.mcast.addr=ff08::1": group,
+		"--net.mcast.addr ff08::1": group,
+		"ff08::1 -p 7000":          with(func(c *Config) { c.Group, c.Port = "ff08::1", 7000 }),
+		"-p7000 ff08::1":           with(func(c *Config) { c.Group, c.Port = "ff08::1", 7000 }),
+		"-p domain ff08::1":        with(func(c *Config) { c.Group, c.Port = "ff08::1", 53 }),
+		"-i edge -o 192.0.2.1 -t 0 233.252.0.64 --net.dev.in=192.0.2.1": with(func(c *Config) {
+			c.Instance, c.Group, c.In, c.Out, c.TTL = "edge", "233.252.0.64", "192.0.2.1", "192.0.2.1", 0
+		}),
+		"ff02::1:2%eth2":                with(func(c *Config) { c.Group = "ff02::1:2%eth2" }),
+		"--net.mcast.addr sync.example": with(func(c *Config) { c.Group = "sync.example" }),
+		"ff08::1 --stats.port 6401":     with(func(c *Config) { c.Group, c.Stats = "ff08::1", true }),
+		"ff08::1 --stats.address ::1": with(func(c *Config) {
+			c.Group, c.Stats, c.StatsAddr = "ff08::1", true, "::1"
+		}),
+		"ff08::1 --net.wire 4.1.11": with(func(c *Config) { c.Group, c.Wire = "ff08::1", session.Enc4111 }),
+		"ff08::1 --net.wire module": group,
+		"ff08::1 --batch.deadline 2ms --log.format json --log.level debug --control.socket /tmp/s": with(func(c *Config) {
+			c.Group, c.BatchDeadline, c.LogJSON, c.LogLevel, c.ControlSocket = "ff08::1", 2*time.Millisecond, true, slog.LevelDebug, "/tmp/s"
+		}),
+		"-t 7 -t 9 ff08::1": with(func(c *Config) { c.Group, c.TTL = "ff08::1", 9 }),
+	}
+	for line, want := range tests {
+		got, err := Parse(strings.Fields(line))
+		if err != nil {
+			t.Errorf("%s: %v", line, err)
+		} else if !reflect.DeepEqual(got, want) {
+			t.Errorf("%s:\ngot  %+v\nwant %+v", line, got, want)
+		}
+	}
+}
+
+func TestAMistakeOnTheCommandLineIsOneLineThatNamesIt(t *testing.T) {
+	tests := []struct{ line, want string }{
+		{"", "no multicast group: name one as in `joold ff08::db8:64:64`, by --net.mcast.addr, or in a file (see `joold help`)"},
+		{"--net.mcast.adr ff08::1", "unknown flag --net.mcast.adr; the nearest is --net.mcast.addr"},
+		{"--net.mcast.address ff08::1", "unknown flag --net.mcast.address; the nearest is --net.mcast.addr"},
+		{"-x ff08::1", "unknown flag -x"},
+		{"ff08::1 --net.ttl", "--net.ttl needs a value: N"},
+		{"ff08::1 -t", "--net.ttl needs a value: N"},
+		{"ff08::1 --net.ttl 256", `--net.ttl "256": want a whole number from 0 to 255`},
+		{"ff08::1 -t -1", `--net.ttl "-1": want a whole number from 0 to 255`},
+		{"ff08::1 -p 65536", `--net.mcast.port "65536": want a port from 1 to 65535 or the name of a UDP service (/etc/services)`},
+		{"ff08::1 -p 0", `--net.mcast.port "0": want a port from 1 to 65535 or the name of a UDP service (/etc/services)`},
+		{"ff08::1 -p no-such", `--net.mcast.port "no-such": want a port from 1 to 65535 or the name of a UDP service (/etc/services)`},
+		{"ff08::1 -i sixteencharacter", `--instance "sixteencharacter": want 1 to 15 printable characters`},
+		{"ff08::1 -i a\tb", `--instance "a\tb": want 1 to 15 printable characters`},
+		{"ff08::1 --net.dev.in eth0/1", `--net.dev.in "eth0/1": want the name of an interface, or one of its addresses`},
+		{"ff08::1 -o interface-number-1", `--net.dev.out "interface-number-1": want the name of an interface, or one of its addresses`},
+		{"ff08::1 --net.wire 4.1.14", `--net.wire "4.1.14": want 4.1.11, 4.1.12, 4.1.13 or module`},
+		{"ff08::1 --batch.deadline 10", `--batch.deadline "10": want a time from 1ms to 1s`},
+		{"ff08::1 --batch.deadline 2s", `--batch.deadline "2s": want a time from 1ms to 1s`},
+		{"ff08::1 --log.level loud", `--log.level "loud": want debug, info, warn or error`},
+		{"ff08::1 --log.format xml", `--log.format "xml": want text or json`},
+		{"ff08::1 --stats.address [::]", `--stats.address "[::]": want an IPv4 or IPv6 address, or a host name`},
+		{"ff08::1 --control.socket /" + strings.Repeat("s", 107), `--control.socket "/` + strings.Repeat("s", 107) + `": want a path of at most 107 bytes`},
+		{"2001:db8::1", `--net.mcast.addr "2001:db8::1": want a multicast address: one in 224.0.0.0/4 or ff00::/8`},
+		{"192.0.2.1", `--net.mcast.addr "192.0.2.1": want a multicast address: one in 224.0.0.0/4 or ff00::/8`},
+		{"::ffff:224.0.0.9", `--net.mcast.addr "::ffff:224.0.0.9": want a multicast address: one in 224.0.0.0/4 or ff00::/8`},
+		{"--net.mcast.addr ff08::zz", `--net.mcast.addr "ff08::zz": want an IPv4 or IPv6 address, or a host name`},
+		{"--net.mcast.addr 233.252.0", `--net.mcast.addr "233.252.0": want an IPv4 or IPv6 address, or a host name`},
+		{"ff08::1 eth2", `unexpected argument "eth2" after the group ff08::1`},
+		{"ff08::1 --net.mcast.addr ff08::2", "the group is given twice: ff08::1 and --net.mcast.addr"},
+		{"/nonexistent", `"/nonexistent" is neither an IP address nor a file that can be read (a host name goes with --net.mcast.addr): open /nonexistent: no such file or directory`},
+		{"--config /nonexistent", "open /nonexistent: no such file or directory"},
+		{"--config= ff08::1", `--config "": want the path of a file`},
+		{"--config a.json b.json", `unexpected argument "b.json": with --config there can be no other file`},
+		{"--=x", "bad flag syntax: --=x"},
+	}
+	for _, tt := range tests {
+		_, err := Parse(strings.FieldsFunc(tt.line, func(r rune) bool { return r == ' ' }))
+		if err == nil {
+			t.Errorf("%s: accepted", tt.line)
+		} else if err.Error() != tt.want {
+			t.Errorf("%s:\ngot  %s\nwant %s", tt.line, err, tt.want)
+		}
+	}
+}
+
+func TestFlagsWinOverTheFile(t *testing.T) {
+	path := write(t, "joold.json", `{"instance": "edge", "net.mcast.addr": "ff08::1", "net.mcast.port": "7000", "net.ttl": 3, "stats.port": 7001}`)
+	got, err := Parse([]string{"--config", path, "-t", "5", "ff08::2", "-i", "core"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := with(func(c *Config) {
+		c.Instance, c.Group, c.Port, c.TTL = "core", "ff08::2", 7000, 5
+		c.Stats, c.StatsPort = true, 7001
+	})
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+func TestAFlagThatRepeatsTheDefaultStillWinsOverTheFile(t *testing.T) {
+	path := write(t, "joold.json", `{"net.mcast.addr": "ff08::1", "net.ttl": 3, "net.wire": "4.1.11"}`)
+	got, err := Parse([]string{"--config", path, "--net.ttl=1", "--net.wire=module"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.TTL != 1 || got.Wire != 0 {
+		t.Errorf("TTL %d, wire %v; want 1 and the module's", got.TTL, got.Wire)
+	}
+}
+
+func TestAMistakeInTheFileIsOneLineThatNamesKeyValueAndBound(t *testing.T) {
+	tests := []struct{ file, want string }{
+		{`{"net.mcast.adr": "ff08::1"}`, `unknown key "net.mcast.adr"; the nearest is "net.mcast.addr"`},
+		{`{"multicast address": "ff08::1"}`, `unknown key "multicast address"; the nearest is "net.mcast.addr"`},
+		{`{"Instance": "edge"}`, `unknown key "Instance"; the nearest is "instance"`},
+		{`{"log.levle": "x"}`, `unknown key "log.levle"; the nearest is "log.level"`},
+		{`{"net.ttl": 256}`, `"net.ttl": 256: want a whole number from 0 to 255`},
+		{`{"net.ttl": 1.5}`, `"net.ttl": 1.5: want a whole number from 0 to 255`},
+		{`{"net.ttl": "1"}`, `"net.ttl": "1": want a number`},
+		{`{"net.mcast.port": 0}`, `"net.mcast.port": 0: want a port from 1 to 65535 or the name of a UDP service (/etc/services)`},
+		{`{"net.mcast.port": true}`, `"net.mcast.port": true: want a string or a number`},
+		{`{"instance": null}`, `"instance": null: want a string`},
+		{`{"instance": 7}`, `"instance": 7: want a string, as in "7"`},
+		{`{"instance": {"name": "edge"}}`, `"instance": an object: want a string`},
+		{`{"instance": ["edge"]}`, `"instance": an array: want a string`},
+		{`{"instance": "a", "instance": "b"}`, `key "instance" stands here twice`},
+		{`{"net.dev.in": "` + strings.Repeat("x", 100) + `"}`, `"net.dev.in": "` + strings.Repeat("x", 63) + `...: want the name of an interface, or one of its addresses`},
+		{"{\n\"net.ttl\": 1,\n}", `line 3: not JSON: invalid character '}' looking for beginning of object key string`},
+		{"{}\n{}", `line 2: unexpected text after the closing brace`},
+		{"", `line 1: not JSON: the file ends too early`},
+		{"{\n\"net.ttl\":", `line 2: not JSON: the file ends too early`},
+		{`["net.ttl"]`, `want a JSON object: {"key": value, ...}`},
+		{`"net.ttl"`, `want a JSON object: {"key": value, ...}`},
+	}
+	for _, tt := range tests {
+		err := defaults().decode([]byte(tt.file))
+		if err == nil {
+			t.Errorf("%s: accepted", tt.file)
+		} else if err.Error() != tt.want {
+			t.Errorf("%s:\ngot  %s\nwant %s", tt.file, err, tt.want)
+		}
+	}
+}
+
+func TestAnOverlongFileIsRefused(t *testing.T) {
+	path := write(t, "joold.json", strings.Repeat(" ", maxFile)+"{}")
+	if _, err := Parse([]string{"--config", path}); err == nil || !strings.Contains(err.Error(), "longer than 1048576 bytes") {
+		t.Errorf("got %v", err)
+	}
+	path = write(t, "joold.json", strings.Repeat(" ", maxFile-29)+`{"net.mcast.addr": "ff08::1"}`)
+	if _, err := Parse([]string{"--config", path}); err != nil {
+		t.Errorf("a file of just the limit: %v", err)
+	}
+}
+
+// reference is the file that is shipped to be copied.
+const reference = "../../contrib/joold.json"
+
+func TestTheReferenceFileHasEveryFlagAndNothingElse(t *testing.T) {
+	data, err := os.ReadFile(reference)
+	if err != nil {
+		t.Fatal(err)
+	}
+	members, _, err := parseObject(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var keys, flags []string
+	for _, m := range members {
+		keys = append(keys, m.key)
+	}
+	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+	fs.SortFlags = false
+	Define(fs)
+	fs.VisitAll(func(f *pflag.Flag) {
+		if f.Name != "config" { // a file cannot name itself
+			flags = append(flags, f.Name)
+		}
+	})
+	if !slices.Equal(keys, flags) {
+		t.Errorf("keys  %q\nflags %q", keys, flags)
+	}
+}
+
+func TestTheReferenceFileIsUnderstood(t *testing.T) {
+	got, err := Parse([]string{"--config", reference})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := with(func(c *Config) {
+		c.Group, c.Port, c.In, c.Out = "ff08::db8:64:64", 6464, "eth2", "eth2"
+		c.Stats, c.StatsAddr = true, "::1"
+	})
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+func TestTheDefaultsInHelpAreTheDefaults(t *testing.T) {
+	c := defaults()
+	for _, s := range settings {
+		if s.def == "" {
+			continue
+		}
+		if err := s.set(c, s.def); err != nil {
+			t.Errorf("%s: default %q: %v", s.name, s.def, err)
+		}
+	}
+	c.Stats = false // to set it is to ask for it
+	if want := defaults(); !reflect.DeepEqual(c, want) {
+		t.Errorf("got  %+v\nwant %+v", c, want)
+	}
+}
+
+func TestNearestCountsLetters(t *testing.T) {
+	names := []string{"status", "follow", "advertise"}
+	for name, want := range map[string]string{"stauts": "status", "": "status", "advertize": "advertise", "folow": "follow"} {
+		if got := Nearest(name, names); got != want {
+			t.Errorf("nearest to %q: %q, want %q", name, got, want)
+		}
+	}
+	if got := Nearest("x", nil); got != "" {
+		t.Errorf("nearest of none: %q", got)
+	}
+}
+
+func TestAClientFindsItsDaemonByInstanceOrSocket(t *testing.T) {
+	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+	cl := DefineClient(fs)
+	if want := (Client{Instance: "default"}); *cl != want {
+		t.Errorf("without flags: %+v, want %+v", *cl, want)
+	}
+	if err := ParseFlags(fs, []string{"-i", "edge", "--socket", "/tmp/s"}); err != nil {
+		t.Fatal(err)
+	}
+	if want := (Client{Instance: "edge", Socket: "/tmp/s"}); *cl != want {
+		t.Errorf("got %+v, want %+v", *cl, want)
+	}
+	if err := ParseFlags(fs, []string{"-i", ""}); err == nil {
+		t.Error("an empty instance was accepted")
+	}
+}
+
+// FuzzFile checks that no file of settings crashes the decoder, and that what
+// it accepts lies within the documented bounds.
+func FuzzFile(f *testing.F) {
+	data, err := os.ReadFile(reference)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data)
+	f.Add([]byte(`{"net.mcast.port": "domain", "net.ttl": 255, "net.wire": "4.1.12", "batch.deadline": "1s"}`))
+	f.Add([]byte(`{"instance": "\u0000"}`))
+	f.Add([]byte(`{"a": {"b": [1, 2, {}]}} x`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c := defaults()
+		if err := c.decode(data); err != nil {
+			oneLine(t, err)
+			return
+		}
+		inBounds(t, c)
+	})
+}
+
+// oneLine checks that an error is fit for a log: one line, not of any length.
+func oneLine(t *testing.T, err error) {
+	t.Helper()
+	if s := err.Error(); strings.ContainsAny(s, "\n\r") || len(s) > 1000 {
+		t.Errorf("not one short line: %q", s)
+	}
+}
+
+func inBounds(t *testing.T, c *Config) {
+	t.Helper()
+	if n := len(c.Instance); n < 1 || n > 15 || strings.ContainsAny(c.Instance, "\x00\n") {
+		t.Errorf("instance %q", c.Instance)
+	}
+	if c.Port == 0 || c.StatsPort == 0 || c.TTL < 0 || c.TTL > 255 || c.BatchDeadline <= 0 || c.BatchDeadline > time.Second {
+		t.Errorf("out of bounds: %+v", c)
+	}
+	if len(c.Warnings) > 4 {
+		t.Errorf("%d warnings", len(c.Warnings))
+	}
+}
