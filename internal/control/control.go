@@ -1,0 +1,233 @@
+// Package control owns the daemon's unix socket: where it lies, and the
+// requests and answers that cross it, one JSON object a line. It does not know
+// what the daemon does with a request.
+package control
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Dir is where control sockets lie.
+const Dir = "/run/joold"
+
+// The operations that a daemon understands.
+const (
+	OpStatus    = "status"
+	OpAdvertise = "advertise"
+)
+
+// Request is what a client asks, once per connection.
+type Request struct {
+	Op   string `json:"op"`
+	Rate int    `json:"rate,omitempty"` // advertise: sessions per second; 0 is the daemon's choice
+}
+
+// Reply is one line of an answer. Any number of progress lines comes before one
+// that carries a result or an error.
+type Reply struct {
+	Progress *Progress `json:"progress,omitempty"`
+	Status   *Status   `json:"status,omitempty"`
+	Done     *Progress `json:"done,omitempty"` // advertise: the last word
+	Error    string    `json:"error,omitempty"`
+}
+
+// Progress is how far an advertisement has come.
+type Progress struct {
+	Read      int     `json:"read"`      // sessions read from the kernel's table
+	Total     int     `json:"total"`     // sessions to send; 0 while the table is being read
+	Sent      int     `json:"sent"`      // sessions sent or found to need no sending
+	Datagrams int     `json:"datagrams"` // datagrams sent
+	Failed    int     `json:"failed"`    // datagrams that could not be sent
+	Seconds   float64 `json:"seconds"`   // since the request was taken up
+}
+
+const (
+	maxRequest  = 4096             // bytes of a request line
+	maxClients  = 16               // at once; further ones wait in the socket's queue
+	requestTime = 10 * time.Second // for a client to say what it wants, or to read a line
+)
+
+// ErrNoDaemon is returned when nobody serves the socket.
+var ErrNoDaemon = errors.New("no joold daemon is running")
+
+// ErrInUse is returned when another daemon serves the socket.
+var ErrInUse = errors.New("another joold daemon is running")
+
+// Path is the control socket of the daemon that serves the named instance in
+// the caller's network namespace. Instances are named per namespace, so outside
+// the initial one the namespace's inode is part of the socket's name.
+func Path(instance string) (string, error) {
+	name := url.PathEscape(instance) // the kernel lets it hold a slash
+	if initialNetns() {
+		return filepath.Join(Dir, name+".sock"), nil
+	}
+	fi, err := os.Stat("/proc/self/ns/net")
+	if err != nil {
+		return "", fmt.Errorf("cannot tell network namespaces apart: %w (is /proc mounted?)", err)
+	}
+	ino := fi.Sys().(*syscall.Stat_t).Ino
+	return filepath.Join(Dir, name+"@"+strconv.FormatUint(ino, 10)+".sock"), nil
+}
+
+// initialNetns tells whether the caller is in the initial network namespace:
+// the kernel shows the settings of the packet backlog nowhere else. Comparing
+// with process 1 would need privileges that neither a sandboxed daemon nor its
+// clients have.
+func initialNetns() bool {
+	_, err := os.Stat("/proc/sys/net/core/netdev_budget")
+	return err == nil
+}
+
+// Server answers on a control socket.
+type Server struct {
+	listener *net.UnixListener
+}
+
+// Listen takes the socket at path, whose directory it makes if need be, and
+// whose file it replaces when a dead daemon has left it there. The file's group
+// may use it.
+func Listen(path string) (*Server, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("control socket %s: %w for this instance: stop it first", path, ErrInUse)
+	} else if errors.Is(err, syscall.ECONNREFUSED) {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("control socket: %w", err)
+		}
+	}
+	old := syscall.Umask(0o117) // 0660 from the first moment
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	syscall.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	return &Server{l}, nil
+}
+
+// Handler answers a request by any number of calls of reply. An error it
+// returns becomes the last reply.
+type Handler func(ctx context.Context, r Request, reply func(Reply) error) error
+
+// Serve answers requests until ctx ends, and removes the socket.
+func (s *Server) Serve(ctx context.Context, h Handler) error {
+	stop := context.AfterFunc(ctx, func() { s.listener.Close() })
+	defer stop()
+	defer s.listener.Close()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	slots := make(chan struct{}, maxClients)
+	for {
+		c, err := s.listener.Accept()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			// Out of descriptors, or a client that gave up: neither ends the service.
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			c.Close()
+			return nil
+		}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			answer(ctx, c, h)
+		})
+	}
+}
+
+// answer serves one client.
+func answer(ctx context.Context, c net.Conn, h Handler) {
+	defer c.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
+
+	c.SetReadDeadline(time.Now().Add(requestTime))
+	lines := bufio.NewReader(io.LimitReader(c, maxRequest))
+	line, err := lines.ReadBytes('\n')
+	if err != nil {
+		return
+	}
+	enc := json.NewEncoder(c)
+	reply := func(r Reply) error {
+		c.SetWriteDeadline(time.Now().Add(requestTime))
+		return enc.Encode(r)
+	}
+	var r Request
+	if err := json.Unmarshal(line, &r); err != nil {
+		reply(Reply{Error: "request is not JSON"})
+		return
+	}
+	// A client that hangs up ends what it asked for.
+	c.SetReadDeadline(time.Time{})
+	go func() {
+		lines.ReadByte()
+		cancel()
+	}()
+	if err := h(ctx, r, reply); err != nil {
+		reply(Reply{Error: err.Error()})
+	}
+}
+
+// Call asks the daemon at path, gives each reply but an error to each, and
+// returns when the daemon has said its last. It fails with ErrNoDaemon when
+// there is none.
+func Call(ctx context.Context, path string, r Request, each func(Reply) error) error {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w at %s", ErrNoDaemon, path)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("control socket %s: permission denied: be root, or of the socket's group: %w", path, err)
+	case err != nil:
+		return fmt.Errorf("control socket: %w", err)
+	}
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
+
+	if err := json.NewEncoder(c).Encode(r); err != nil {
+		return fmt.Errorf("control socket %s: %w", path, err)
+	}
+	for dec := json.NewDecoder(c); ; {
+		var reply Reply
+		err := dec.Decode(&reply)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return fmt.Errorf("control socket %s: %w", path, err)
+		case reply.Error != "":
+			return errors.New(reply.Error)
+		}
+		if err := each(reply); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,86 @@
+package control
+
+import "time"
+
+// Status is what a daemon says of itself. Its JSON form is an interface: names
+// are changed only with a word in the CHANGELOG.
+type Status struct {
+	Version  string    `json:"version"`
+	PID      int       `json:"pid"`
+	Started  time.Time `json:"started"`
+	Uptime   float64   `json:"uptime_seconds"`
+	Instance Instance  `json:"instance"`
+	Network  Network   `json:"network"`
+	Kernel   Kernel    `json:"kernel"`
+	Net      Net       `json:"net"`
+	Peers    []Peer    `json:"peers"`
+}
+
+// Instance is the Jool instance that the daemon serves.
+type Instance struct {
+	Name        string `json:"name"`
+	InService   bool   `json:"in_service"`
+	WaitingFor  string `json:"waiting_for,omitempty"`
+	Module      string `json:"module,omitempty"`
+	Encoding    string `json:"encoding,omitempty"`
+	Pool6       string `json:"pool6,omitempty"`
+	SyncEnabled bool   `json:"ss_enabled"`
+	AnyMask     bool   `json:"masquerades"` // pool4 is empty: entries' masks are not checked
+}
+
+// Network is the multicast group and how it is reached.
+type Network struct {
+	Group       string `json:"group"`
+	In          string `json:"in"`
+	Out         string `json:"out"`
+	Source      string `json:"source,omitempty"`
+	MTU         int    `json:"mtu"`
+	MaxPayload  int    `json:"max_payload"`
+	Wire        string `json:"wire"`
+	ReadBuffer  int    `json:"read_buffer"`
+	WriteBuffer int    `json:"write_buffer"`
+}
+
+// Kernel counts what passes between the daemon and the module.
+type Kernel struct {
+	Messages    uint64            `json:"messages"`     // heard on the joold channel
+	Sessions    uint64            `json:"sessions"`     // announced in them
+	Bytes       uint64            `json:"bytes"`        // of entries in them
+	Unreadable  map[string]uint64 `json:"unreadable"`   // entries, by defect
+	Overruns    uint64            `json:"overruns"`     // times that the netlink socket overflowed
+	Foreign     uint64            `json:"foreign"`      // messages of other instances
+	Malformed   uint64            `json:"malformed"`    // messages without sense
+	Injected    uint64            `json:"injected"`     // sessions given to the module
+	AddMessages uint64            `json:"add_messages"` // in so many messages
+	AddErrors   uint64            `json:"add_errors"`   // messages that the module refused
+	Waiting     int               `json:"waiting"`      // sessions waiting for the module
+	Dropped     uint64            `json:"dropped"`      // sessions that found no room to wait
+}
+
+// Net counts what passes between the daemon and the network.
+type Net struct {
+	SentDatagrams uint64            `json:"sent_datagrams"`
+	SentSessions  uint64            `json:"sent_sessions"`
+	SentBytes     uint64            `json:"sent_bytes"`
+	SendErrors    map[string]uint64 `json:"send_errors"` // datagrams, by error
+	RcvdDatagrams uint64            `json:"rcvd_datagrams"`
+	RcvdSessions  uint64            `json:"rcvd_sessions"` // entries that could be read
+	RcvdBytes     uint64            `json:"rcvd_bytes"`
+	Unreadable    map[string]uint64 `json:"unreadable"`   // entries, by defect
+	Refused       map[string]uint64 `json:"refused"`      // entries, by reason
+	Unserved      uint64            `json:"unserved"`     // datagrams heard while the instance was away
+	SocketDrops   uint64            `json:"socket_drops"` // datagrams lost for want of room in the socket
+	ReadErrors    uint64            `json:"read_errors"`
+}
+
+// Peer is a node that was heard.
+type Peer struct {
+	Address   string    `json:"address"`
+	Encoding  string    `json:"encoding"`
+	ByteOrder string    `json:"byte_order"` // "same" as this machine's, or "other"
+	LastHeard time.Time `json:"last_heard"`
+	Ago       float64   `json:"last_heard_seconds"`
+	Datagrams uint64    `json:"datagrams"`
+	Sessions  uint64    `json:"sessions"`
+	Refused   uint64    `json:"refused"` // entries not taken, for whatever reason
+}
