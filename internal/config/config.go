@@ -5,6 +5,7 @@
 package config
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,9 +30,9 @@ type Config struct {
 	TTL       int    // of what is sent, or its hop limit: 0 to 255
 	ReuseAddr bool   // false only where a C daemon's file says so
 
-	Stats     bool   // whether to serve statistics
-	StatsAddr string // an address or a host name
-	StatsPort uint16 // not 0
+	StatsEnabled bool   // whether to serve statistics
+	StatsAddr    string // an address or a host name
+	StatsPort    uint16 // not 0
 
 	Wire          session.Encoding // to send in; 0 for the local module's own
 	BatchDeadline time.Duration    // how long an entry may wait for company: 1 ms to 1 s
@@ -85,6 +86,27 @@ var settings = []setting{
 	{"log.level", "", "LEVEL", "info", text, "debug, info, warn or error", setLogLevel},
 }
 
+// ResolveGroup is the group's address and port, looked up if the group is
+// given by name. The first address that is a multicast one is taken.
+func (c *Config) ResolveGroup(ctx context.Context) (netip.AddrPort, error) {
+	addrs := make([]netip.Addr, 1)
+	var err error
+	if addrs[0], err = netip.ParseAddr(c.Group); err != nil {
+		if addrs, err = net.DefaultResolver.LookupNetIP(ctx, "ip", c.Group); err != nil {
+			return netip.AddrPort{}, fmt.Errorf("multicast group %s: cannot be resolved: %w", c.Group, err)
+		}
+	}
+	for _, a := range addrs {
+		if a = a.Unmap(); a.IsMulticast() {
+			return netip.AddrPortFrom(a, c.Port), nil
+		}
+	}
+	return netip.AddrPort{}, fmt.Errorf("multicast group %s: %w", c.Group, ErrNotMulticast)
+}
+
+// ErrNotMulticast is why a group cannot be one.
+var ErrNotMulticast = errors.New("want a multicast address: one in 224.0.0.0/4 or ff00::/8")
+
 // validate is for what no setting can tell alone.
 func (c *Config) validate() error {
 	if c.Group == "" {
@@ -112,7 +134,7 @@ func setGroup(c *Config, s string) error {
 	case err != nil && !isHost(s):
 		return errors.New("want an IPv4 or IPv6 address, or a host name")
 	case err == nil && (!a.IsMulticast() || a.Is4In6()):
-		return errors.New("want a multicast address: one in 224.0.0.0/4 or ff00::/8")
+		return ErrNotMulticast
 	}
 	c.Group = s
 	return nil
@@ -174,12 +196,12 @@ func setStatsAddr(c *Config, s string) error {
 	if _, err := netip.ParseAddr(s); err != nil && !isHost(s) {
 		return errors.New("want an IPv4 or IPv6 address, or a host name")
 	}
-	c.StatsAddr, c.Stats = s, true
+	c.StatsAddr, c.StatsEnabled = s, true
 	return nil
 }
 
 func setStatsPort(c *Config, s string) error {
-	c.Stats = true
+	c.StatsEnabled = true
 	return parsePort(&c.StatsPort, s)
 }
 

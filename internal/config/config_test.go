@@ -1,6 +1,8 @@
 package config
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -60,9 +62,9 @@ func TestFlagsAreSpeltAsInC(t *testing.T) {
 		}),
 		"ff02::1:2%eth2":                with(func(c *Config) { c.Group = "ff02::1:2%eth2" }),
 		"--net.mcast.addr sync.example": with(func(c *Config) { c.Group = "sync.example" }),
-		"ff08::1 --stats.port 6401":     with(func(c *Config) { c.Group, c.Stats = "ff08::1", true }),
+		"ff08::1 --stats.port 6401":     with(func(c *Config) { c.Group, c.StatsEnabled = "ff08::1", true }),
 		"ff08::1 --stats.address ::1": with(func(c *Config) {
-			c.Group, c.Stats, c.StatsAddr = "ff08::1", true, "::1"
+			c.Group, c.StatsEnabled, c.StatsAddr = "ff08::1", true, "::1"
 		}),
 		"ff08::1 --net.wire 4.1.11": with(func(c *Config) { c.Group, c.Wire = "ff08::1", session.Enc4111 }),
 		"ff08::1 --net.wire module": group,
@@ -136,7 +138,7 @@ func TestFlagsWinOverTheFile(t *testing.T) {
 	}
 	want := with(func(c *Config) {
 		c.Instance, c.Group, c.Port, c.TTL = "core", "ff08::2", 7000, 5
-		c.Stats, c.StatsPort = true, 7001
+		c.StatsEnabled, c.StatsPort = true, 7001
 	})
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -235,7 +237,7 @@ func TestTheReferenceFileIsUnderstood(t *testing.T) {
 	}
 	want := with(func(c *Config) {
 		c.Group, c.Port, c.In, c.Out = "ff08::db8:64:64", 6464, "eth2", "eth2"
-		c.Stats, c.StatsAddr = true, "::1"
+		c.StatsEnabled, c.StatsAddr = true, "::1"
 	})
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -252,9 +254,33 @@ func TestTheDefaultsInHelpAreTheDefaults(t *testing.T) {
 			t.Errorf("%s: default %q: %v", s.name, s.def, err)
 		}
 	}
-	c.Stats = false // to set it is to ask for it
+	c.StatsEnabled = false // to set it is to ask for it
 	if want := defaults(); !reflect.DeepEqual(c, want) {
 		t.Errorf("got  %+v\nwant %+v", c, want)
+	}
+}
+
+func TestTheGroupIsResolvedWithItsZone(t *testing.T) {
+	for group, want := range map[string]string{
+		"ff08::db8:64:64": "[ff08::db8:64:64]:6400",
+		"ff02::64%eth2":   "[ff02::64%eth2]:6400",
+		"233.252.0.64":    "233.252.0.64:6400",
+	} {
+		c := with(func(c *Config) { c.Group = group })
+		got, err := c.ResolveGroup(t.Context())
+		if err != nil || got.String() != want {
+			t.Errorf("%s: %v, %v; want %s", group, got, err, want)
+		}
+	}
+	c := with(func(c *Config) { c.Group = "192.0.2.1" })
+	if _, err := c.ResolveGroup(t.Context()); !errors.Is(err, ErrNotMulticast) {
+		t.Errorf("192.0.2.1: %v, want ErrNotMulticast", err)
+	}
+	c.Group = "sync.example"
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := c.ResolveGroup(ctx); err == nil || !strings.Contains(err.Error(), "multicast group sync.example: cannot be resolved") {
+		t.Errorf("a name that has no address: %v", err)
 	}
 }
 
