@@ -63,11 +63,11 @@ lint:
 	[ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
 	$(GO) vet -tags lab ./...
 	$(GO) tool -modfile=tools/go.mod staticcheck -tags lab ./...
-	shellcheck $$(git grep -lE '^#!/bin/(ba)?sh|^#!/usr/bin/env (ba)?sh')
+	shellcheck -S warning $$(git grep -lE '^#!/bin/(ba)?sh|^#!/usr/bin/env (ba)?sh')
 
 # The race detector needs a C compiler; the rest are the programs that read what stands in contrib and docs.
 unit:
-	@scripts/apt-needs gcc libc6-dev iproute2 nftables keepalived systemd groff-base
+	@scripts/apt-needs gcc libc6-dev iproute2 iputils-ping nftables keepalived systemd groff-base
 	$(GO) test -race ./...
 
 # What is installed can be removed, all of it.

@@ -1,0 +1,208 @@
+// Package contrib tries what stands in contrib with the programs that read it:
+// systemd, keepalived and nft. The lab runs the same files beside a real Jool.
+package contrib
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"joold/internal/nstest"
+)
+
+const dir = "../../contrib"
+
+// run returns what the program printed, and fails the test when it fails.
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// inMounts runs a script that sees files of ours at the absolute paths it
+// expects: each of binds is a directory of ours and the one that it covers.
+func inMounts(t *testing.T, ns *nstest.NS, script string, binds ...[2]string) string {
+	t.Helper()
+	full := "set -e\nmount -t tmpfs none /run\n"
+	for _, b := range binds {
+		full += "mkdir -p " + b[1] + "\nmount --bind " + b[0] + " " + b[1] + "\n"
+	}
+	return ns.Command("unshare", "--mount", "sh", "-c", full+script)
+}
+
+func write(t *testing.T, path, content string, mode os.FileMode) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func TestSystemdTakesTheUnitAndFindsItLittleExposed(t *testing.T) {
+	// It wants to see the program that the unit starts.
+	unit := strings.Replace(read(t, dir+"/systemd/joold@.service"), "/usr/local/bin/joold", "/bin/true", 1)
+	netns := strings.Replace(read(t, dir+"/systemd/netns.conf"), "#Network", "Network", 1)
+	for name, dropIn := range map[string]string{"alone": "", "in a network namespace": netns} {
+		t.Run(name, func(t *testing.T) {
+			d := t.TempDir()
+			path := filepath.Join(d, "joold@default.service")
+			write(t, path, unit+dropIn, 0o644)
+			if out := run(t, "systemd-analyze", "verify", "--man=no", path); out != "" {
+				t.Errorf("systemd complains: %s", out)
+			}
+			run(t, "systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=20", path)
+		})
+	}
+}
+
+func TestKeepalivedTakesBothNodesConfigurations(t *testing.T) {
+	for _, node := range []string{"J", "K"} {
+		t.Run(node, func(t *testing.T) {
+			ns, net := nstest.New(t), nstest.New(t)
+			nstest.Veth(ns, "eth0", net, "eth0")
+			nstest.Veth(ns, "eth1", net, "eth1")
+			etc := t.TempDir()
+			// It looks for the scripts' programs, and Jool's is not here.
+			conf := strings.Replace(read(t, dir+"/keepalived/"+node+".conf"), "/usr/bin/jool ", "/usr/bin/true ", 1)
+			write(t, etc+"/keepalived.conf", conf, 0o644)
+			write(t, etc+"/backup.sh", read(t, dir+"/keepalived/backup.sh"), 0o755)
+			script := "keepalived -t -f /etc/keepalived/keepalived.conf"
+			if out := inMounts(t, ns, script, [2]string{etc, "/etc/keepalived"}); out != "" {
+				t.Errorf("keepalived complains: %s", out)
+			}
+		})
+	}
+}
+
+func TestTheNodesConfigurationsDifferOnlyInTheirMarkedLines(t *testing.T) {
+	j := strings.Split(read(t, dir+"/keepalived/J.conf"), "\n")
+	k := strings.Split(read(t, dir+"/keepalived/K.conf"), "\n")
+	if len(j) != len(k) {
+		t.Fatalf("J.conf has %d lines, K.conf %d", len(j), len(k))
+	}
+	marked := 0
+	for i := 2; i < len(j); i++ { // below what they are called
+		jMarked, kMarked := strings.HasSuffix(j[i], "# J"), strings.HasSuffix(k[i], "# K")
+		switch {
+		case jMarked != kMarked:
+			t.Errorf("line %d is marked in one file only:\n%s\n%s", i+1, j[i], k[i])
+		case jMarked:
+			marked++
+		case j[i] != k[i]:
+			t.Errorf("line %d differs without a mark:\n%s\n%s", i+1, j[i], k[i])
+		}
+	}
+	if marked != 8 { // state, priority, source and peer, on either side
+		t.Errorf("%d lines are marked, want 8", marked)
+	}
+}
+
+func TestOnlyTheNodeThatStopsServingAdvertises(t *testing.T) {
+	etc, bin := t.TempDir(), t.TempDir()
+	write(t, etc+"/backup.sh", read(t, dir+"/keepalived/backup.sh"), 0o755)
+	write(t, bin+"/joold", "#!/bin/sh\necho joold \"$@\"\n", 0o755)
+	for states, want := range map[string]string{
+		"BACKUP":                      "", // keepalived starts
+		"MASTER BACKUP":               "joold -i default advertise\n",
+		"MASTER BACKUP BACKUP":        "joold -i default advertise\n",
+		"MASTER BACKUP MASTER BACKUP": "joold -i default advertise\njoold -i default advertise\n",
+		"MASTER FAULT BACKUP":         "", // the instance was gone, and is back
+		"MASTER STOP BACKUP":          "", // keepalived was stopped while it served
+	} {
+		t.Run(states, func(t *testing.T) {
+			script := "for s in " + states + "; do sh /etc/keepalived/backup.sh GROUP NAT64 $s 100; done"
+			got := inMounts(t, nstest.New(t), script, [2]string{etc, "/etc/keepalived"}, [2]string{bin, "/usr/local/bin"})
+			if got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+func TestTheFirewallRuleKeepsAHostWithoutJoolSilent(t *testing.T) {
+	n4, j, n6 := nstest.New(t), nstest.New(t), nstest.New(t)
+	nstest.Veth(n4, "eth0", j, "eth1")
+	nstest.Veth(n6, "eth0", j, "eth0")
+	n4.IP("addr add 192.0.2.8/24 dev eth0")
+	j.IP("addr add 192.0.2.1/24 dev eth1")
+	n6.IP("addr add 2001:db8::8/96 dev eth0 nodad")
+	j.IP("addr add 2001:db8::1/96 dev eth0 nodad")
+	n6.IP("route add 64:ff9b::/96 via 2001:db8::1")
+	j.Sysctl("net.ipv6.conf.all.forwarding", "1")
+
+	probes := []struct {
+		what          string
+		from          *nstest.NS
+		network, addr string
+		without       error
+	}{
+		{"TCP to pool4", n4, "tcp", "192.0.2.1:61001", syscall.ECONNREFUSED},
+		{"TCP to pool4's last port", n4, "tcp", "192.0.2.1:65535", syscall.ECONNREFUSED},
+		{"UDP to pool4", n4, "udp", "192.0.2.1:62000", syscall.ECONNREFUSED},
+		{"TCP to pool6", n6, "tcp", "[64:ff9b::192.0.2.8]:80", syscall.ENETUNREACH},
+	}
+	for _, p := range probes {
+		if err := probe(p.from, p.network, p.addr); !errors.Is(err, p.without) {
+			t.Errorf("without the rule, %s: got %v, want %v", p.what, err, p.without)
+		}
+	}
+	for range 2 { // loading it again is fine
+		j.Command("nft", "-f", dir+"/nftables/joold-pool4.nft")
+	}
+	for _, p := range probes {
+		if err := probe(p.from, p.network, p.addr); !isTimeout(err) {
+			t.Errorf("%s: got %v, want silence", p.what, err)
+		}
+	}
+	if rules := j.Command("nft", "list", "table", "inet", "joold_pool4"); strings.Contains(rules, "packets 0 ") {
+		t.Errorf("a rule dropped nothing:\n%s", rules)
+	}
+	if err := probe(n4, "tcp", "192.0.2.1:61000"); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("a port below pool4's: got %v, want %v", err, syscall.ECONNREFUSED)
+	}
+	n4.Command("ping", "-c", "1", "-W", "10", "192.0.2.1")
+}
+
+// probe sends something there and says how it was answered; silence ends in a
+// timeout. A refusal comes at once, so how long the silence lasts matters little.
+func probe(from *nstest.NS, network, addr string) (err error) {
+	from.Do(func() {
+		var c net.Conn
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		c, err = (&net.Dialer{}).DialContext(ctx, network, addr)
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		if _, err = c.Write([]byte("x")); err != nil {
+			return
+		}
+		c.SetReadDeadline(time.Now().Add(2 * time.Second))
+		_, err = c.Read(make([]byte, 1))
+	})
+	return err
+}
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
+}
