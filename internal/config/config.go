@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,9 +31,9 @@ type Config struct {
 	TTL       int    // of what is sent, or its hop limit: 0 to 255
 	ReuseAddr bool   // false only where a C daemon's file says so
 
-	StatsEnabled bool   // whether to serve statistics
-	StatsAddr    string // an address or a host name
-	StatsPort    uint16 // not 0
+	Stats     bool   // whether to serve statistics
+	StatsAddr string // an address or a host name
+	StatsPort uint16 // not 0
 
 	Wire          session.Encoding // to send in; 0 for the local module's own
 	BatchDeadline time.Duration    // how long an entry may wait for company: 1 ms to 1 s
@@ -67,23 +68,24 @@ type setting struct {
 	kind  kind   // what a file may say
 	doc   string
 	set   func(*Config, string) error // an error tells what is wanted
+	words []string                    // all values, where they can be listed
 }
 
 // settings in the order in which help lists them.
 var settings = []setting{
-	{"instance", "i", "NAME", "default", text, "Jool instance to serve", setInstance},
-	{"net.mcast.addr", "", "ADDR", "", text, "multicast group; the same as a bare ADDR", setGroup},
-	{"net.mcast.port", "p", "PORT", "6400", text | number, "UDP port of the group", setPort},
-	{"net.dev.in", "", "IF", "", text, "interface to receive on, or one of its addresses", setIn},
-	{"net.dev.out", "o", "IF", "", text, "interface to send on, or one of its addresses", setOut},
-	{"net.ttl", "t", "N", "1", number, "TTL, or hop limit, of what is sent", setTTL},
-	{"net.wire", "", "VERSION", "module", text, "encoding to send: 4.1.11, 4.1.12, 4.1.13, or the local module's", setWire},
-	{"batch.deadline", "", "TIME", "10ms", text, "longest wait of an entry for company in its datagram", setBatchDeadline},
-	{"stats.address", "", "ADDR", "::", text, "serve statistics at this address", setStatsAddr},
-	{"stats.port", "", "PORT", "6401", text | number, "serve statistics at this UDP port", setStatsPort},
-	{"control.socket", "", "PATH", "", text, "control socket (usually /run/joold/NAME.sock)", setControlSocket},
-	{"log.format", "", "FORMAT", "text", text, "text or json", setLogFormat},
-	{"log.level", "", "LEVEL", "info", text, "debug, info, warn or error", setLogLevel},
+	{"instance", "i", "NAME", "default", text, "Jool instance to serve", setInstance, nil},
+	{"net.mcast.addr", "", "ADDR", "", text, "multicast group; the same as a bare ADDR", setGroup, nil},
+	{"net.mcast.port", "p", "PORT", "6400", text | number, "UDP port of the group", setPort, nil},
+	{"net.dev.in", "", "IF", "", text, "interface to receive on, or one of its addresses", setIn, nil},
+	{"net.dev.out", "o", "IF", "", text, "interface to send on, or one of its addresses", setOut, nil},
+	{"net.ttl", "t", "N", "1", number, "TTL, or hop limit, of what is sent", setTTL, nil},
+	{"net.wire", "", "VERSION", "module", text, "encoding to send, the module's own or that of a version", setWire, wires},
+	{"batch.deadline", "", "TIME", "10ms", text, "longest wait of an entry for company in its datagram", setBatchDeadline, nil},
+	{"stats.address", "", "ADDR", "::", text, "serve statistics at this address", setStatsAddr, nil},
+	{"stats.port", "", "PORT", "6401", text | number, "serve statistics at this UDP port", setStatsPort, nil},
+	{"control.socket", "", "PATH", "", text, "control socket (usually /run/joold/NAME.sock)", setControlSocket, nil},
+	{"log.format", "", "FORMAT", "text", text, "text or json", setLogFormat, logFormats},
+	{"log.level", "", "LEVEL", "info", text, "debug, info, warn or error", setLogLevel, logLevels},
 }
 
 // ResolveGroup is the group's address and port, looked up if the group is
@@ -106,6 +108,13 @@ func (c *Config) ResolveGroup(ctx context.Context) (netip.AddrPort, error) {
 
 // ErrNotMulticast is why a group cannot be one.
 var ErrNotMulticast = errors.New("want a multicast address: one in 224.0.0.0/4 or ff00::/8")
+
+// The values of the settings that have few. wires[0] stands for no choice.
+var (
+	wires      = []string{"module", session.Enc4111.String(), session.Enc4112.String(), session.Enc4113.String()}
+	logFormats = []string{"text", "json"}
+	logLevels  = []string{"debug", "info", "warn", "error"}
+)
 
 // validate is for what no setting can tell alone.
 func (c *Config) validate() error {
@@ -167,20 +176,20 @@ func setTTL(c *Config, s string) error {
 	return nil
 }
 
-// wireModule is how --net.wire names its default.
-const wireModule = "module"
-
 func setWire(c *Config, s string) error {
-	if s == wireModule {
-		c.Wire = 0
-		return nil
+	if !slices.Contains(wires, s) {
+		return wantOneOf(wires)
 	}
-	e, err := session.ParseEncoding(s)
-	if err != nil {
-		return fmt.Errorf("want 4.1.11, 4.1.12, 4.1.13 or %s", wireModule)
+	c.Wire = 0
+	if s != wires[0] {
+		c.Wire, _ = session.ParseEncoding(s) // one of its own names
 	}
-	c.Wire = e
 	return nil
+}
+
+func wantOneOf(words []string) error {
+	last := len(words) - 1
+	return fmt.Errorf("want %s or %s", strings.Join(words[:last], ", "), words[last])
 }
 
 func setBatchDeadline(c *Config, s string) error {
@@ -196,12 +205,12 @@ func setStatsAddr(c *Config, s string) error {
 	if _, err := netip.ParseAddr(s); err != nil && !isHost(s) {
 		return errors.New("want an IPv4 or IPv6 address, or a host name")
 	}
-	c.StatsAddr, c.StatsEnabled = s, true
+	c.StatsAddr, c.Stats = s, true
 	return nil
 }
 
 func setStatsPort(c *Config, s string) error {
-	c.StatsEnabled = true
+	c.Stats = true
 	return parsePort(&c.StatsPort, s)
 }
 
@@ -229,21 +238,18 @@ func setControlSocket(c *Config, s string) error {
 }
 
 func setLogFormat(c *Config, s string) error {
-	if s != "text" && s != "json" {
-		return errors.New("want text or json")
+	if !slices.Contains(logFormats, s) {
+		return wantOneOf(logFormats)
 	}
 	c.LogJSON = s == "json"
 	return nil
 }
 
 func setLogLevel(c *Config, s string) error {
-	for _, l := range []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError} {
-		if strings.EqualFold(s, l.String()) {
-			c.LogLevel = l
-			return nil
-		}
+	if !slices.Contains(logLevels, s) {
+		return wantOneOf(logLevels)
 	}
-	return errors.New("want debug, info, warn or error")
+	return c.LogLevel.UnmarshalText([]byte(s))
 }
 
 // isHost tells whether s could be a host name. What looks like a mistyped

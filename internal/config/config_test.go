@@ -62,9 +62,9 @@ func TestFlagsAreSpeltAsInC(t *testing.T) {
 		}),
 		"ff02::1:2%eth2":                with(func(c *Config) { c.Group = "ff02::1:2%eth2" }),
 		"--net.mcast.addr sync.example": with(func(c *Config) { c.Group = "sync.example" }),
-		"ff08::1 --stats.port 6401":     with(func(c *Config) { c.Group, c.StatsEnabled = "ff08::1", true }),
+		"ff08::1 --stats.port 6401":     with(func(c *Config) { c.Group, c.Stats = "ff08::1", true }),
 		"ff08::1 --stats.address ::1": with(func(c *Config) {
-			c.Group, c.StatsEnabled, c.StatsAddr = "ff08::1", true, "::1"
+			c.Group, c.Stats, c.StatsAddr = "ff08::1", true, "::1"
 		}),
 		"ff08::1 --net.wire 4.1.11": with(func(c *Config) { c.Group, c.Wire = "ff08::1", session.Enc4111 }),
 		"ff08::1 --net.wire module": group,
@@ -100,7 +100,7 @@ func TestAMistakeOnTheCommandLineIsOneLineThatNamesIt(t *testing.T) {
 		{"ff08::1 -i a\tb", `--instance "a\tb": want 1 to 15 printable characters`},
 		{"ff08::1 --net.dev.in eth0/1", `--net.dev.in "eth0/1": want the name of an interface, or one of its addresses`},
 		{"ff08::1 -o interface-number-1", `--net.dev.out "interface-number-1": want the name of an interface, or one of its addresses`},
-		{"ff08::1 --net.wire 4.1.14", `--net.wire "4.1.14": want 4.1.11, 4.1.12, 4.1.13 or module`},
+		{"ff08::1 --net.wire 4.1.14", `--net.wire "4.1.14": want module, 4.1.11, 4.1.12 or 4.1.13`},
 		{"ff08::1 --batch.deadline 10", `--batch.deadline "10": want a time from 1ms to 1s`},
 		{"ff08::1 --batch.deadline 2s", `--batch.deadline "2s": want a time from 1ms to 1s`},
 		{"ff08::1 --log.level loud", `--log.level "loud": want debug, info, warn or error`},
@@ -138,7 +138,7 @@ func TestFlagsWinOverTheFile(t *testing.T) {
 	}
 	want := with(func(c *Config) {
 		c.Instance, c.Group, c.Port, c.TTL = "core", "ff08::2", 7000, 5
-		c.StatsEnabled, c.StatsPort = true, 7001
+		c.Stats, c.StatsPort = true, 7001
 	})
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -237,7 +237,7 @@ func TestTheReferenceFileIsUnderstood(t *testing.T) {
 	}
 	want := with(func(c *Config) {
 		c.Group, c.Port, c.In, c.Out = "ff08::db8:64:64", 6464, "eth2", "eth2"
-		c.StatsEnabled, c.StatsAddr = true, "::1"
+		c.Stats, c.StatsAddr = true, "::1"
 	})
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -254,7 +254,7 @@ func TestTheDefaultsInHelpAreTheDefaults(t *testing.T) {
 			t.Errorf("%s: default %q: %v", s.name, s.def, err)
 		}
 	}
-	c.StatsEnabled = false // to set it is to ask for it
+	c.Stats = false // to set it is to ask for it
 	if want := defaults(); !reflect.DeepEqual(c, want) {
 		t.Errorf("got  %+v\nwant %+v", c, want)
 	}
@@ -298,15 +298,15 @@ func TestNearestCountsLetters(t *testing.T) {
 
 func TestAClientFindsItsDaemonByInstanceOrSocket(t *testing.T) {
 	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
-	cl := DefineClient(fs)
-	if want := (Client{Instance: "default"}); *cl != want {
-		t.Errorf("without flags: %+v, want %+v", *cl, want)
+	instance, socket := DefineInstance(fs), DefineSocket(fs)
+	if *instance != "default" || *socket != "" {
+		t.Errorf("without flags: %q, %q", *instance, *socket)
 	}
 	if err := ParseFlags(fs, []string{"-i", "edge", "--socket", "/tmp/s"}); err != nil {
 		t.Fatal(err)
 	}
-	if want := (Client{Instance: "edge", Socket: "/tmp/s"}); *cl != want {
-		t.Errorf("got %+v, want %+v", *cl, want)
+	if *instance != "edge" || *socket != "/tmp/s" {
+		t.Errorf("got %q, %q; want edge, /tmp/s", *instance, *socket)
 	}
 	if err := ParseFlags(fs, []string{"-i", ""}); err == nil {
 		t.Error("an empty instance was accepted")

@@ -21,6 +21,7 @@ func Define(fs *pflag.FlagSet) *Flags {
 		fs.VarP(&value{
 			text:  &s.def,
 			arg:   s.arg,
+			words: s.words,
 			check: func(v string) error { return s.set(new(Config), v) },
 		}, s.name, s.short, s.doc)
 	}
@@ -78,27 +79,29 @@ func Parse(args []string) (*Config, error) {
 	return f.Config(fs.Args())
 }
 
-// Client is what a command needs to find a running daemon.
-type Client struct {
-	Instance string // Jool's name of the instance, within the same bounds as Config's
-	Socket   string // path of the daemon's control socket; "" for the usual one
+// DefineInstance adds to fs the flag that says which instance a command is about.
+func DefineInstance(fs *pflag.FlagSet) *string {
+	name := "default"
+	fs.VarP(&value{text: &name, arg: "NAME", check: func(v string) error { return setInstance(new(Config), v) }},
+		"instance", "i", "Jool instance that is meant")
+	return &name
 }
 
-// DefineClient adds to fs the flags that say which daemon is meant.
-func DefineClient(fs *pflag.FlagSet) *Client {
-	cl := &Client{Instance: "default"}
-	fs.VarP(&value{text: &cl.Instance, arg: "NAME", check: func(v string) error { return setInstance(new(Config), v) }},
-		"instance", "i", "Jool instance that the daemon serves")
-	fs.Var(&value{text: &cl.Socket, arg: "PATH", check: func(v string) error { return setControlSocket(new(Config), v) }},
+// DefineSocket adds to fs the flag that says where the daemon listens; "" stands
+// for the instance's usual place.
+func DefineSocket(fs *pflag.FlagSet) *string {
+	path := ""
+	fs.Var(&value{text: &path, arg: "PATH", check: func(v string) error { return setControlSocket(new(Config), v) }},
 		"socket", "the daemon's control socket (usually /run/joold/NAME.sock)")
-	return cl
+	return &path
 }
 
-// value is a flag whose text is checked when it is parsed. Type, which help and
-// completion show, is what the argument is called.
+// value is a flag whose text is checked when it is parsed. Type, which help
+// shows, is what the argument is called.
 type value struct {
 	text  *string
 	arg   string
+	words []string
 	check func(string) error
 }
 
@@ -106,6 +109,9 @@ var _ pflag.Value = (*value)(nil)
 
 func (v *value) String() string { return *v.text }
 func (v *value) Type() string   { return v.arg }
+
+// Words are the flag's values where they can be listed, for completion.
+func (v *value) Words() []string { return v.words }
 
 func (v *value) Set(s string) error {
 	if err := v.check(s); err != nil {

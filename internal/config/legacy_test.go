@@ -35,7 +35,7 @@ func TestTheCDaemonsFilesAreUnderstood(t *testing.T) {
 	check(want, netFile)
 	want.Instance = "edge"
 	check(want, netFile, modFile)
-	want.StatsEnabled, want.StatsPort = true, 45678
+	want.Stats, want.StatsPort = true, 45678
 	check(want, netFile, modFile, "45678")
 	want.StatsPort, want.TTL, want.Group = 7, 9, "233.252.0.65"
 	check(want, "--stats.port", "7", netFile, "-t9", modFile, "45678", "--net.mcast.addr", "233.252.0.65")

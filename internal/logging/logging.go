@@ -19,19 +19,23 @@ import (
 	"unicode"
 )
 
-// New makes a logger that writes to f what is of the given level or above: in
-// JSON, or as text that the journal takes apart if f leads there and that people
+// New makes a logger that writes to w what is of the given level or above: in
+// JSON, or as text that the journal takes apart if w leads there and that people
 // read if not.
-func New(f *os.File, level slog.Leveler, json bool) *slog.Logger {
+func New(w io.Writer, level slog.Leveler, json bool) *slog.Logger {
 	if json {
-		return slog.New(slog.NewJSONHandler(f, &slog.HandlerOptions{Level: level}))
+		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
 	}
-	return slog.New(newHandler(f, level, toJournal(f, os.Getenv("JOURNAL_STREAM"))))
+	return slog.New(newHandler(w, level, toJournal(w, os.Getenv("JOURNAL_STREAM"))))
 }
 
-// toJournal tells whether f is the stream that systemd made for the journal and
+// toJournal tells whether w is the stream that systemd made for the journal and
 // named by device and inode (systemd.exec(5), JOURNAL_STREAM).
-func toJournal(f *os.File, stream string) bool {
+func toJournal(w io.Writer, stream string) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
 	info, err := f.Stat()
 	if err != nil {
 		return false
