@@ -1,0 +1,166 @@
+package mcast
+
+import (
+	"fmt"
+	"net"
+	"testing"
+	"time"
+)
+
+// full is a datagram that fills an IPv6 packet of 1,500 bytes.
+var full = make([]byte, 1452)
+
+// deadline keeps a benchmark or count that loses datagrams from waiting for ever.
+func deadline(t testing.TB, conns ...*Conn) {
+	t.Helper()
+	for _, c := range conns {
+		if err := c.SetReadDeadline(time.Now().Add(10 * limit)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func batch(n int) [][]byte {
+	bs := make([][]byte, n)
+	for i := range bs {
+		bs[i] = full
+	}
+	return bs
+}
+
+// drain reads n datagrams.
+func drain(t testing.TB, c *Conn, ds []Datagram, n int) {
+	for n > 0 {
+		got, err := c.ReadBatch(ds)
+		if err != nil {
+			t.Fatalf("%d datagrams missing: %v", n, err)
+		}
+		n -= got
+	}
+}
+
+func TestNothingIsAllocatedPerDatagram(t *testing.T) {
+	j, k := pair(t)
+	for _, cfg := range []Config{byEth24, byEth2, {Group: zoned6, TTL: 1}} {
+		t.Run(cfg.Group.String(), func(t *testing.T) {
+			cj, ck := open(t, j, cfg), open(t, k, cfg)
+			deadline(t, ck)
+			bs, ds := batch(16), NewDatagrams(16, MaxDatagram)
+			for what, write := range map[string]func() error{
+				"Write":      func() error { return cj.Write(full) },
+				"WriteBatch": func() error { _, err := cj.WriteBatch(bs); return err },
+			} {
+				n := 1
+				if what == "WriteBatch" {
+					n = len(bs)
+				}
+				if allocs := testing.AllocsPerRun(100, func() {
+					if err := write(); err != nil {
+						t.Fatal(err)
+					}
+					drain(t, ck, ds, n)
+				}); allocs != 0 {
+					t.Errorf("%s of %d datagrams and their reading: %v allocations", what, n, allocs)
+				}
+			}
+		})
+	}
+}
+
+// room is how many full datagrams the receive buffers of the benchmarks hold
+// with certainty.
+const room = 1024
+
+func BenchmarkSend(b *testing.B) {
+	j, k := pair(b)
+	for _, cfg := range []Config{byEth24, byEth2} {
+		for _, n := range []int{1, 8, maxBatch} {
+			b.Run(fmt.Sprintf("%v/batch=%d", family(cfg), n), func(b *testing.B) {
+				cj := open(b, j, cfg)
+				_ = k // nobody listens: the receiver's work is not the sender's
+				bs := batch(n)
+				b.SetBytes(int64(len(full)))
+				b.ReportAllocs()
+				for sent := 0; sent < b.N; {
+					m, err := cj.WriteBatch(bs[:min(n, b.N-sent)])
+					if err != nil {
+						b.Fatal(err)
+					}
+					sent += m
+				}
+			})
+		}
+	}
+}
+
+func BenchmarkReceive(b *testing.B) {
+	j, k := pair(b)
+	for _, cfg := range []Config{byEth24, byEth2} {
+		for _, n := range []int{1, 8, maxBatch} {
+			b.Run(fmt.Sprintf("%v/batch=%d", family(cfg), n), func(b *testing.B) {
+				cj, ck := open(b, j, cfg), open(b, k, cfg)
+				deadline(b, ck)
+				fill, ds := batch(room), NewDatagrams(n, MaxDatagram)
+				b.SetBytes(int64(len(full)))
+				b.ReportAllocs()
+				for left := b.N; left > 0; left -= room {
+					m := min(left, room)
+					b.StopTimer()
+					if _, err := cj.WriteBatch(fill[:m]); err != nil {
+						b.Fatal(err)
+					}
+					b.StartTimer()
+					drain(b, ck, ds, m)
+				}
+				if drops := ck.Drops(); drops != 0 {
+					b.Fatalf("%d drops", drops)
+				}
+			})
+		}
+	}
+}
+
+// BenchmarkReceiveByNet is what the standard library's socket costs, a datagram
+// at a time: what BenchmarkReceive is measured against.
+func BenchmarkReceiveByNet(b *testing.B) {
+	j, k := pair(b)
+	cj, ck := open(b, j, byEth2), open(b, k, byEth2)
+	fill, buf := batch(room), make([]byte, MaxDatagram)
+	b.SetBytes(int64(len(full)))
+	b.ReportAllocs()
+	for left := b.N; left > 0; left -= room {
+		m := min(left, room)
+		b.StopTimer()
+		if _, err := cj.WriteBatch(fill[:m]); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		for range m {
+			if _, _, _, _, err := ck.read.ReadMsgUDPAddrPort(buf, nil); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+}
+
+// BenchmarkSendByNet is the same for sending.
+func BenchmarkSendByNet(b *testing.B) {
+	j, _ := pair(b)
+	cj := open(b, j, byEth2)
+	b.SetBytes(int64(len(full)))
+	b.ReportAllocs()
+	var conn net.PacketConn = cj.write
+	to := net.UDPAddrFromAddrPort(group6)
+	for range b.N {
+		if _, err := conn.WriteTo(full, to); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func family(cfg Config) string {
+	if cfg.Group.Addr().Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
+}

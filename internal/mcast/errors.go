@@ -1,0 +1,73 @@
+package mcast
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// What an *Error may be, for errors.Is. Each says what to do.
+var (
+	ErrNotMulticast  = errors.New("not a multicast address: IPv4 groups are in 224.0.0.0/4, IPv6 groups in ff00::/8")
+	ErrNoInterface   = errors.New("no interface has this name or address: `ip address` lists them")
+	ErrInterfaceDown = errors.New("the interface is down: `ip link set up dev` starts it")
+	ErrNoAddress     = errors.New("the interface has no usable address of the group's family: " +
+		"add one; one of IPv6 that is new becomes usable after a second or two")
+	ErrNoRoute   = errors.New("no route leads to the group: name its interface (--net.dev.in, --net.dev.out)")
+	ErrPortInUse = errors.New("the port is taken: `ss -ulnp` tells by whom")
+	ErrTooBig    = errors.New("the datagram does not fit the path's MTU")
+)
+
+// Error is why something failed. It unwraps to one of the sentinels above, to a
+// unix.Errno, to net.ErrClosed after Close, or to os.ErrDeadlineExceeded.
+type Error struct {
+	Op     string         // what was tried with the group: "join", "send to", "receive from"
+	Group  netip.AddrPort // the group
+	Device string         // the interface as the operator named it; "" if the kernel chose
+	Err    error
+}
+
+func (e *Error) Error() string {
+	on := ""
+	if e.Device != "" {
+		on = " on " + e.Device
+	}
+	return fmt.Sprintf("%s multicast group %v%s: %v", e.Op, e.Group, on, e.Err)
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// Timeout tells whether a deadline has passed.
+func (e *Error) Timeout() bool { return errors.Is(e.Err, os.ErrDeadlineExceeded) }
+
+func (c *Conn) fail(op, device string, err error) error {
+	return &Error{Op: op, Group: c.group, Device: device, Err: err}
+}
+
+// explain turns what the kernel answers about dev into what an operator can
+// act upon.
+func explain(err error, dev device) error {
+	var reason error
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EADDRINUSE):
+		reason = ErrPortInUse
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		reason = ErrNoAddress
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENETDOWN),
+		errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH):
+		// The device is gone, or down, or IPv6 is disabled on it.
+		if dev.index == 0 {
+			reason = ErrNoRoute
+		} else if _, reason = deviceByIndex(dev.index); reason == nil {
+			reason = ErrNoAddress
+		}
+	default:
+		return err
+	}
+	return fmt.Errorf("%w (%w)", reason, err)
+}

@@ -1,0 +1,176 @@
+// Package mcast owns the sockets of a UDP multicast group, IPv4 or IPv6, on
+// which the nodes tell each other of their sessions: it finds the interfaces,
+// joins, sends and receives datagrams, and knows how large one may be. It must
+// not know what a datagram holds.
+//
+// On the wire it is the C daemon (Jool 4.1.4 to 4.1.15): one socket bound to
+// the group's own address and port, so that datagrams leave from that port with
+// the source address that the kernel selects for the interface; loopback off.
+// What it adds is heard by nobody: sockets are bound to their device and take
+// their own group alone, and a datagram that does not fit is refused instead
+// of fragmented.
+package mcast
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+)
+
+// MaxDatagram is the C daemon's receive buffer in bytes. It cuts off what is
+// longer, so nothing longer is ever sent.
+const MaxDatagram = 2048
+
+// DefaultBuffer is the size of a socket buffer in bytes where Config names none.
+const DefaultBuffer = 4 << 20
+
+// Config says which group to open and how.
+type Config struct {
+	// Group is the multicast address and UDP port. An IPv6 address may have a
+	// zone, the name or index of an interface: it then stands for In and Out.
+	Group netip.AddrPort
+
+	// In and Out are the interfaces to listen on and to send through, each the
+	// interface's name or one of its addresses of either family. The kernel
+	// chooses where one is empty. An IPv4 group leaves with the address that Out
+	// gives, if it is an IPv4 address.
+	In, Out string
+
+	// TTL is the TTL or hop limit of what is sent, 0 to 255. The C daemon's
+	// default is 1: never past a router.
+	TTL int
+
+	// NoReuse keeps other sockets off the group's address and port
+	// (SO_REUSEADDR off), and fails if there are any.
+	NoReuse bool
+
+	// ReadBuffer and WriteBuffer are the sizes of the socket buffers in bytes;
+	// 0 is DefaultBuffer. Beyond net.core.rmem_max and wmem_max they take
+	// CAP_NET_ADMIN; Local tells what was granted.
+	ReadBuffer, WriteBuffer int
+}
+
+// Conn is an open group. ReadBatch is for one goroutine at a time; all other
+// methods may be called concurrently.
+type Conn struct {
+	group   netip.AddrPort
+	in, out device
+	read    *net.UDPConn
+	write   *net.UDPConn // read, unless in and out differ
+	rx      *receiver
+	tx      *sender
+
+	readBuffer, writeBuffer int // granted
+
+	probeMu sync.Mutex // one look at the path at a time
+	probe   *net.UDPConn
+	path    atomic.Pointer[path]
+
+	dropsMu sync.Mutex
+	drops   uint64
+}
+
+// Open joins the group. Its errors are of type *Error; errors.Is tells
+// ErrNotMulticast, ErrNoInterface, ErrInterfaceDown, ErrNoAddress, ErrNoRoute
+// and ErrPortInUse apart. All but the first may pass with time.
+func Open(cfg Config) (*Conn, error) {
+	c := &Conn{group: netip.AddrPortFrom(cfg.Group.Addr().Unmap(), cfg.Group.Port())}
+	if err := c.open(cfg); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *Conn) open(cfg Config) error {
+	if err := c.check(cfg); err != nil {
+		return c.fail("use", "", err)
+	}
+	if err := c.findDevices(cfg); err != nil {
+		return err
+	}
+	cfg.ReadBuffer = cmp.Or(cfg.ReadBuffer, DefaultBuffer)
+	cfg.WriteBuffer = cmp.Or(cfg.WriteBuffer, DefaultBuffer)
+
+	// The path comes first: it finds out what is wrong with an interface
+	// before a socket option has to fail because of it.
+	if err := c.openProbe(); err != nil {
+		return err
+	}
+	if err := c.openSockets(cfg); err != nil {
+		return err
+	}
+	var err error
+	if c.rx, err = newReceiver(c.read, c.in); err != nil {
+		return c.fail("receive from", c.in.name, err)
+	}
+	if c.tx, err = newSender(c.write, sockaddr(c.group, c.out)); err != nil {
+		return c.fail("send to", c.out.name, err)
+	}
+	return nil
+}
+
+func (c *Conn) check(cfg Config) error {
+	switch {
+	case !c.group.Addr().IsMulticast():
+		return ErrNotMulticast
+	case c.group.Port() == 0:
+		return errors.New("port 0: choose one from 1 to 65535")
+	case cfg.TTL < 0 || cfg.TTL > 255:
+		return fmt.Errorf("a TTL of %d: choose one from 0 to 255", cfg.TTL)
+	case cfg.ReadBuffer < 0 || cfg.WriteBuffer < 0:
+		return fmt.Errorf("socket buffers of %d and %d bytes: choose sizes above 0",
+			cfg.ReadBuffer, cfg.WriteBuffer)
+	}
+	return nil
+}
+
+// Close leaves the group and ends calls that wait with net.ErrClosed.
+func (c *Conn) Close() error {
+	var errs [3]error
+	if c.read != nil {
+		errs[0] = c.read.Close()
+	}
+	if c.write != nil && c.write != c.read {
+		errs[1] = c.write.Close()
+	}
+	if c.probe != nil {
+		errs[2] = c.probe.Close()
+	}
+	return errors.Join(errs[:]...)
+}
+
+// Local is what a Conn came to be.
+type Local struct {
+	Group       netip.AddrPort
+	In, Out     string     // the interfaces' names; "" where the kernel chooses
+	Source      netip.Addr // where datagrams come from
+	MTU         int        // of the path to the group, in bytes
+	ReadBuffer  int        // bytes granted, in the measure of Config
+	WriteBuffer int
+}
+
+// Local describes the Conn as of the last look at the path.
+func (c *Conn) Local() Local {
+	p := c.path.Load()
+	return Local{
+		Group: c.group, In: c.in.name, Out: c.out.name,
+		Source: p.source, MTU: p.mtu,
+		ReadBuffer: c.readBuffer, WriteBuffer: c.writeBuffer,
+	}
+}
+
+// Drops counts the datagrams that came while the receive buffer was full, since
+// Open. The kernel counts in 32 bits: call it once in 4,000 million drops.
+func (c *Conn) Drops() uint64 {
+	c.dropsMu.Lock()
+	defer c.dropsMu.Unlock()
+	if n, err := c.rx.drops(); err == nil {
+		c.drops += uint64(n - uint32(c.drops))
+	}
+	return c.drops
+}

@@ -1,0 +1,92 @@
+package mcast
+
+import (
+	"net/netip"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// path is how datagrams get to the group.
+type path struct {
+	source netip.Addr
+	mtu    int
+}
+
+// openProbe opens a socket that sends nothing. Connected to the group, it is
+// what the kernel tells the path's MTU and source address by; it stays open
+// since it belongs to the network namespace that Open was called in.
+func (c *Conn) openProbe() (err error) {
+	if c.probe, err = udpSocket(c.group.Addr(), c.sendThrough); err != nil {
+		return c.fail("find the path to", c.out.name, explain(err, c.out))
+	}
+	return c.Refresh()
+}
+
+// MaxPayload is the number of bytes that a datagram may hold: what the path's
+// MTU leaves beside the headers, and at most MaxDatagram.
+func (c *Conn) MaxPayload() int {
+	const udp, ipv4, ipv6 = 8, 20, 40
+	headers := udp + ipv6
+	if c.group.Addr().Is4() {
+		headers = udp + ipv4
+	}
+	return min(c.path.Load().mtu-headers, MaxDatagram)
+}
+
+// Refresh looks at the path again. Write does so by itself when a datagram turns
+// out too large; that larger ones have come to fit is noticed only here. If there
+// is no path, MaxPayload and Local stay what they were.
+func (c *Conn) Refresh() error {
+	c.probeMu.Lock()
+	defer c.probeMu.Unlock()
+	var p path
+	err := control(c.probe, func(fd int) (err error) {
+		p, err = c.findPath(fd)
+		return err
+	})
+	if err != nil {
+		return c.fail("find the path to", c.out.name, explain(err, c.out))
+	}
+	c.path.Store(&p)
+	return nil
+}
+
+func (c *Conn) findPath(fd int) (path, error) {
+	// A connected socket keeps its source address: it must forget it first.
+	unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+	if _, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd),
+		uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec)); errno != 0 {
+		return path{}, os.NewSyscallError("disconnect", errno)
+	}
+	if err := unix.Connect(fd, sockaddr(c.group, c.out)); err != nil {
+		return path{}, os.NewSyscallError("connect", err)
+	}
+	level, name := unix.IPPROTO_IPV6, unix.IPV6_MTU
+	if c.group.Addr().Is4() {
+		level, name = unix.IPPROTO_IP, unix.IP_MTU
+	}
+	mtu, err := unix.GetsockoptInt(fd, level, name)
+	if err != nil {
+		return path{}, os.NewSyscallError("getsockopt", err)
+	}
+	local, err := unix.Getsockname(fd)
+	if err != nil {
+		return path{}, os.NewSyscallError("getsockname", err)
+	}
+	p := path{mtu: mtu}
+	switch local := local.(type) {
+	case *unix.SockaddrInet4:
+		p.source = netip.AddrFrom4(local.Addr)
+	case *unix.SockaddrInet6:
+		p.source = netip.AddrFrom16(local.Addr)
+		if p.source.IsLinkLocalUnicast() {
+			p.source = p.source.WithZone(c.out.name)
+		}
+	}
+	if p.source.IsUnspecified() { // IPv4 would send from 0.0.0.0
+		return path{}, unix.EADDRNOTAVAIL
+	}
+	return p, nil
+}

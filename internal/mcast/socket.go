@@ -1,0 +1,195 @@
+package mcast
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// openSockets opens the one socket that the C daemon has, or, since a socket is
+// bound to one device, a second one to send with where in and out differ.
+func (c *Conn) openSockets(cfg Config) (err error) {
+	if c.read, err = c.socket(cfg, c.in, !cfg.NoReuse); err == nil {
+		err = control(c.read, c.join)
+	}
+	if err != nil {
+		return c.fail("join", c.in.name, explain(err, c.in))
+	}
+	if c.write = c.read; c.in.index != c.out.index {
+		c.write, err = c.secondSocket(cfg)
+	}
+	if err == nil {
+		err = control(c.write, c.sendThrough)
+	}
+	if err != nil {
+		return c.fail("send to", c.out.name, explain(err, c.out))
+	}
+	c.readBuffer = granted(c.read, unix.SO_RCVBUF)
+	c.writeBuffer = granted(c.write, unix.SO_SNDBUF)
+	return nil
+}
+
+// secondSocket opens a socket that is joined to nothing and so hears nothing. To
+// be bound where the first one is, it must share the address with it; where others
+// are to be kept off, only until then.
+func (c *Conn) secondSocket(cfg Config) (*net.UDPConn, error) {
+	share := func(conn *net.UDPConn, on int) error {
+		return control(conn, func(fd int) error {
+			return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, on)
+		})
+	}
+	if err := share(c.read, 1); err != nil {
+		return nil, err
+	}
+	conn, err := c.socket(cfg, c.out, true)
+	if err == nil && cfg.NoReuse {
+		err = errors.Join(share(c.read, 0), share(conn, 0))
+	}
+	return conn, err
+}
+
+// option is a socket option that takes an integer.
+type option struct {
+	text               string
+	level, name, value int
+}
+
+// socket opens a UDP socket that is bound to the group and to dev.
+func (c *Conn) socket(cfg Config, dev device, share bool) (*net.UDPConn, error) {
+	return udpSocket(c.group.Addr(), func(fd int) error {
+		return c.setUp(fd, cfg, dev, share)
+	})
+}
+
+func (c *Conn) setUp(fd int, cfg Config, dev device, share bool) error {
+	options := []option{
+		{"IP_MULTICAST_ALL", unix.IPPROTO_IP, unix.IP_MULTICAST_ALL, 0},
+		{"IP_MULTICAST_LOOP", unix.IPPROTO_IP, unix.IP_MULTICAST_LOOP, 0},
+		{"IP_MULTICAST_TTL", unix.IPPROTO_IP, unix.IP_MULTICAST_TTL, cfg.TTL},
+		{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO},
+	}
+	if c.group.Addr().Is6() {
+		options = []option{
+			{"IPV6_MULTICAST_ALL (Linux 4.20 and later)", unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_ALL, 0},
+			{"IPV6_MULTICAST_LOOP", unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_LOOP, 0},
+			{"IPV6_MULTICAST_HOPS", unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS, cfg.TTL},
+			{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO},
+			{"IPV6_DONTFRAG", unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1},
+		}
+	}
+	if share {
+		options = append(options, option{"SO_REUSEADDR", unix.SOL_SOCKET, unix.SO_REUSEADDR, 1})
+	}
+	for _, o := range options {
+		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
+			return fmt.Errorf("set %s to %d: %w", o.text, o.value, err)
+		}
+	}
+	if dev.index != 0 {
+		if err := unix.BindToDevice(fd, dev.name); err != nil {
+			return fmt.Errorf("bind to the device (before Linux 5.7 it takes CAP_NET_RAW): %w", err)
+		}
+	}
+	grow(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, cfg.ReadBuffer)
+	grow(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, cfg.WriteBuffer)
+	return os.NewSyscallError("bind", unix.Bind(fd, sockaddr(c.group, dev)))
+}
+
+// sendThrough makes what the socket sends leave through the out device.
+func (c *Conn) sendThrough(fd int) error {
+	if c.out.index == 0 {
+		return nil
+	}
+	if c.group.Addr().Is6() {
+		return os.NewSyscallError("set IPV6_MULTICAST_IF",
+			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_IF, c.out.index))
+	}
+	mreq := unix.IPMreqn{Ifindex: int32(c.out.index)}
+	if c.out.source.IsValid() {
+		mreq.Address = c.out.source.As4()
+	}
+	return os.NewSyscallError("set IP_MULTICAST_IF",
+		unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_IF, &mreq))
+}
+
+// join makes the in device hear the group.
+func (c *Conn) join(fd int) error {
+	group := c.group.Addr()
+	if group.Is4() {
+		return os.NewSyscallError("set IP_ADD_MEMBERSHIP",
+			unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP,
+				&unix.IPMreqn{Multiaddr: group.As4(), Ifindex: int32(c.in.index)}))
+	}
+	err := unix.SetsockoptIPv6Mreq(fd, unix.IPPROTO_IPV6, unix.IPV6_ADD_MEMBERSHIP,
+		&unix.IPv6Mreq{Multiaddr: group.As16(), Interface: uint32(c.in.index)})
+	if err == unix.EINVAL {
+		err = unix.EADDRNOTAVAIL // the device has no IPv6, its MTU being under 1280
+	}
+	return os.NewSyscallError("set IPV6_ADD_MEMBERSHIP", err)
+}
+
+// grow asks for a buffer of size bytes, beyond the system's limit if allowed.
+// A smaller one is no reason not to work: Local tells.
+func grow(fd, force, plain, size int) {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, size) != nil {
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, plain, size)
+	}
+}
+
+// granted is the size of a buffer in the measure in which it is asked for: the
+// kernel doubles that for its own overhead.
+func granted(conn *net.UDPConn, name int) (size int) {
+	control(conn, func(fd int) (err error) {
+		size, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, name)
+		return err
+	})
+	return size / 2
+}
+
+func sockaddr(a netip.AddrPort, dev device) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+	}
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: uint32(dev.index)}
+}
+
+// udpSocket opens a socket of addr's family and hands it to the runtime's poller
+// when setUp is done with it.
+func udpSocket(addr netip.Addr, setUp func(fd int) error) (*net.UDPConn, error) {
+	domain := unix.AF_INET6
+	if addr.Is4() {
+		domain = unix.AF_INET
+	}
+	fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	f := os.NewFile(uintptr(fd), "multicast")
+	defer f.Close()
+	if err := setUp(fd); err != nil {
+		return nil, err
+	}
+	conn, err := net.FilePacketConn(f) // a duplicate of it
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UDPConn), nil
+}
+
+// control runs f on the socket's descriptor; it fails with net.ErrClosed after
+// Close.
+func control(conn *net.UDPConn, f func(fd int) error) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ferr error
+	if err := raw.Control(func(fd uintptr) { ferr = f(int(fd)) }); err != nil {
+		return err
+	}
+	return ferr
+}
