@@ -298,18 +298,34 @@ func TestNearestCountsLetters(t *testing.T) {
 
 func TestAClientFindsItsDaemonByInstanceOrSocket(t *testing.T) {
 	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
-	instance, socket := DefineInstance(fs), DefineSocket(fs)
-	if *instance != "default" || *socket != "" {
-		t.Errorf("without flags: %q, %q", *instance, *socket)
+	cl := DefineClient(fs)
+	if want := (Client{Instance: "default"}); *cl != want {
+		t.Errorf("without flags: %+v, want %+v", *cl, want)
 	}
 	if err := ParseFlags(fs, []string{"-i", "edge", "--socket", "/tmp/s"}); err != nil {
 		t.Fatal(err)
 	}
-	if *instance != "edge" || *socket != "/tmp/s" {
-		t.Errorf("got %q, %q; want edge, /tmp/s", *instance, *socket)
+	if want := (Client{Instance: "edge", Socket: "/tmp/s"}); *cl != want {
+		t.Errorf("got %+v, want %+v", *cl, want)
 	}
 	if err := ParseFlags(fs, []string{"-i", ""}); err == nil {
 		t.Error("an empty instance was accepted")
+	}
+}
+
+func TestANumberKeepsWithinItsBounds(t *testing.T) {
+	for arg, want := range map[string]int{"1": 1, "100": 100, "0": 0, "101": 0, "-1": 0, "x": 0, "": 0, "1.5": 0, "99999999999999999999": 0} {
+		fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+		n := DefineNumber(fs, "rate", "sessions a second", 1, 100)
+		err := ParseFlags(fs, []string{"--rate", arg})
+		switch {
+		case *n != want:
+			t.Errorf("%q: %d, want %d", arg, *n, want)
+		case want != 0 && err != nil:
+			t.Errorf("%q: %v", arg, err)
+		case want == 0 && (err == nil || !strings.HasSuffix(err.Error(), "want a whole number from 1 to 100")):
+			t.Errorf("%q: %v", arg, err)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 
 	"github.com/spf13/pflag"
 )
@@ -79,21 +80,41 @@ func Parse(args []string) (*Config, error) {
 	return f.Config(fs.Args())
 }
 
-// DefineInstance adds to fs the flag that says which instance a command is about.
-func DefineInstance(fs *pflag.FlagSet) *string {
-	name := "default"
-	fs.VarP(&value{text: &name, arg: "NAME", check: func(v string) error { return setInstance(new(Config), v) }},
-		"instance", "i", "Jool instance that is meant")
-	return &name
+// Client is what a command needs to find a running daemon.
+type Client struct {
+	Instance string // Jool's name of the instance, within the same bounds as Config's
+	Socket   string // path of the daemon's control socket; "" for the usual one
 }
 
-// DefineSocket adds to fs the flag that says where the daemon listens; "" stands
-// for the instance's usual place.
-func DefineSocket(fs *pflag.FlagSet) *string {
-	path := ""
-	fs.Var(&value{text: &path, arg: "PATH", check: func(v string) error { return setControlSocket(new(Config), v) }},
-		"socket", "the daemon's control socket (usually /run/joold/NAME.sock)")
-	return &path
+// DefineClient adds to fs the flags that say which daemon is meant.
+func DefineClient(fs *pflag.FlagSet) *Client {
+	cl := new(Client)
+	DefineInstance(fs, &cl.Instance)
+	fs.Var(&value{text: &cl.Socket, arg: "PATH", check: func(v string) error { return setControlSocket(new(Config), v) }},
+		"socket", "control socket of the daemon (usually /run/joold/NAME.sock)")
+	return cl
+}
+
+// DefineInstance adds to fs the flag that says which instance is meant.
+func DefineInstance(fs *pflag.FlagSet, name *string) {
+	*name = defaults().Instance
+	fs.VarP(&value{text: name, arg: "NAME", check: func(v string) error { return setInstance(new(Config), v) }},
+		"instance", "i", "Jool instance that is meant")
+}
+
+// DefineNumber adds to fs a flag for a whole number from low to high. It is 0
+// where the flag is not given.
+func DefineNumber(fs *pflag.FlagSet, name, usage string, low, high int) *int {
+	n, text := 0, ""
+	fs.Var(&value{text: &text, arg: "N", check: func(v string) error {
+		i, err := strconv.Atoi(v)
+		if err != nil || i < low || i > high {
+			return fmt.Errorf("want a whole number from %d to %d", low, high)
+		}
+		n = i
+		return nil
+	}}, name, usage)
+	return &n
 }
 
 // value is a flag whose text is checked when it is parsed. Type, which help
