@@ -1,6 +1,6 @@
 module joold
 
-go 1.25.0
+go 1.26.0
 
 require github.com/spf13/pflag v1.0.10
 
@@ -10,6 +10,6 @@ require (
 	github.com/mdlayher/netlink v1.11.2 // indirect
 	github.com/mdlayher/socket v0.6.0 // indirect
 	golang.org/x/net v0.53.0 // indirect
-	golang.org/x/sync v0.20.0 // indirect
+	golang.org/x/sync v0.24.0 // indirect
 	golang.org/x/sys v0.47.0 // indirect
 )

@@ -55,6 +55,14 @@ type Progress struct {
 	Seconds   float64 `json:"seconds"`   // since the request was taken up
 }
 
+// Rate is how many sessions a second it has been, reading included.
+func (p *Progress) Rate() float64 {
+	if p.Seconds <= 0 {
+		return 0
+	}
+	return float64(p.Sent) / p.Seconds
+}
+
 const (
 	maxRequest  = 4096             // bytes of a request line
 	maxClients  = 16               // at once; further ones wait in the socket's queue

@@ -1,0 +1,170 @@
+// Package daemon owns the two ways of a session: from the kernel to the network
+// and from the network to the kernel. It wires the other packages together and
+// keeps them going while the module and the instance come and go. It does not
+// parse flags.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"joold/internal/config"
+	"joold/internal/control"
+	"joold/internal/logging"
+	"joold/internal/mcast"
+	"joold/internal/nlchan"
+	"joold/internal/session"
+)
+
+// kernel is what the daemon needs of an instance: *nlchan.Conn in earnest.
+type kernel interface {
+	Module() nlchan.Module
+	Receive(buf []byte) (nlchan.Message, error)
+	Ack() error
+	Add(s []session.Session, p session.Pool6) error
+	Sessions(ctx context.Context, proto session.Proto, p session.Pool6, page func([]session.Session) error) error
+	Globals(ctx context.Context) (nlchan.Globals, error)
+	Pool4(ctx context.Context) ([]nlchan.Pool4Entry, error)
+	StaticBIB(ctx context.Context) ([]nlchan.BIBEntry, error)
+	Counters() nlchan.Counters
+	SetReadDeadline(t time.Time) error
+	Close() error
+}
+
+// watcher is what the daemon needs of a *nlchan.Watcher.
+type watcher interface {
+	Run(ctx context.Context, f func(nlchan.Event)) error
+	Close() error
+}
+
+// network is what the daemon needs of the group: *mcast.Conn in earnest.
+type network interface {
+	ReadBatch(d []mcast.Datagram) (int, error)
+	Write(b []byte) error
+	MaxPayload() int
+	SetReadDeadline(t time.Time) error
+	Local() mcast.Local
+	Drops() uint64
+}
+
+var (
+	_ kernel  = (*nlchan.Conn)(nil)
+	_ watcher = (*nlchan.Watcher)(nil)
+	_ network = (*mcast.Conn)(nil)
+)
+
+// Daemon serves one instance.
+type Daemon struct {
+	cfg     *config.Config
+	log     *slog.Logger
+	limit   *logging.Limiter
+	version string
+	started time.Time
+
+	dial       func() (kernel, error)
+	newWatcher func() (watcher, error)
+	group      network
+	link       atomic.Pointer[link] // the instance, while it is there
+	out        *outlet
+	sweep      chan struct{} // holds a token while an advertisement runs
+
+	waitingFor atomic.Value // string; why there is no link
+	syncSaid   atomic.Bool  // that the instance has session synchronization off
+	count      counters
+	peers      peers
+}
+
+// Run serves until ctx ends. It fails at once when there is nothing to serve:
+// no module, no instance, no such interface, no privilege. Once in service, it
+// waits for whatever goes away to return.
+func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logger) error {
+	group, err := resolveGroup(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	conn, err := mcast.Open(mcast.Config{
+		Group: group, In: cfg.In, Out: cfg.Out, TTL: cfg.TTL, NoReuse: !cfg.ReuseAddr,
+	})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+
+	d := newDaemon(cfg, version, log, conn, func() (kernel, error) { return nlchan.Dial(cfg.Instance) })
+	first, err := d.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer first.Close()
+
+	path := cfg.ControlSocket
+	if path == "" {
+		if path, err = control.Path(cfg.Instance); err != nil {
+			return err
+		}
+	}
+	server, err := control.Listen(path)
+	if err != nil && errors.Is(err, control.ErrInUse) {
+		return err
+	} else if err != nil {
+		// Sessions matter more than questions about them.
+		log.Warn("cannot be asked for status or advertisements", "err", err)
+	}
+
+	g, ctx := errgroup.WithContext(ctx)
+	if cfg.Stats {
+		stats, err := listenStats(ctx, cfg)
+		if err != nil {
+			return err
+		}
+		g.Go(func() error { return d.serveStats(ctx, stats) })
+	}
+	if server != nil {
+		g.Go(func() error { return server.Serve(ctx, d.handle) })
+	}
+	g.Go(func() error { return d.run(ctx, first) })
+	return g.Wait()
+}
+
+func newDaemon(cfg *config.Config, version string, log *slog.Logger, group network, dial func() (kernel, error)) *Daemon {
+	d := &Daemon{
+		cfg: cfg, log: log, limit: logging.NewLimiter(log), version: version, started: time.Now(),
+		dial: dial, newWatcher: func() (watcher, error) { return nlchan.NewWatcher() },
+		group: group, sweep: make(chan struct{}, 1),
+	}
+	d.out = newOutlet(d)
+	return d
+}
+
+// run keeps both ways going until ctx ends.
+func (d *Daemon) run(ctx context.Context, first *link) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.serve(ctx, first) })
+	g.Go(func() error { return d.listen(ctx) })
+	return g.Wait()
+}
+
+// resolveGroup finds the group's address, which may be given as a host's name.
+func resolveGroup(ctx context.Context, cfg *config.Config) (netip.AddrPort, error) {
+	if a, err := netip.ParseAddr(cfg.Group); err == nil {
+		return netip.AddrPortFrom(a, cfg.Port), nil
+	}
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", cfg.Group)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("multicast group: %w: name an address", err)
+	}
+	for _, a := range addrs {
+		if a = a.Unmap(); a.IsMulticast() {
+			return netip.AddrPortFrom(a, cfg.Port), nil
+		}
+	}
+	return netip.AddrPort{}, fmt.Errorf("multicast group %q: none of its addresses (%v) is a multicast address", cfg.Group, addrs)
+}

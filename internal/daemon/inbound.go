@@ -1,0 +1,115 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"time"
+
+	"joold/internal/mcast"
+	"joold/internal/session"
+)
+
+const (
+	readBatch   = 64      // datagrams per system call
+	maxDatagram = 1 << 16 // bytes; UDP carries no more
+
+	// perAdd is how many sessions one injection holds, so that the kernel's
+	// table lock, under which it inserts them, is never held for long.
+	perAdd = 1000
+)
+
+// listen takes what the network brings and leaves in the inbox what may be given
+// to the kernel. It never waits for the kernel.
+func (d *Daemon) listen(ctx context.Context) error {
+	defer context.AfterFunc(ctx, func() { d.group.SetReadDeadline(time.Unix(1, 0)) })()
+	datagrams := mcast.NewDatagrams(readBatch, maxDatagram)
+	var scratch []session.Session
+	for {
+		n, err := d.group.ReadBatch(datagrams)
+		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			d.count.readErrors.Add(1)
+			d.limit.Warn("cannot read from the network", "err", err)
+			if !pause(ctx, 100*time.Millisecond) { // it must not become a busy loop
+				return nil
+			}
+			continue
+		}
+		now := time.Now()
+		l := d.link.Load()
+		for i := range datagrams[:n] {
+			scratch = d.accept(l, &datagrams[i], scratch[:0], now)
+		}
+	}
+}
+
+// accept takes one datagram in. It works in scratch, and returns it.
+func (d *Daemon) accept(l *link, dg *mcast.Datagram, scratch []session.Session, now time.Time) []session.Session {
+	d.count.rcvdDatagrams.Add(1)
+	d.count.rcvdBytes.Add(uint64(len(dg.Payload)))
+	if l == nil {
+		d.count.unserved.Add(1)
+		return scratch
+	}
+	scratch, r := session.Decode(scratch, dg.Payload, l.pool6)
+	d.count.rcvdSessions.Add(uint64(r.Read))
+
+	var refused [session.Refusals]int
+	policy := l.policy.Load()
+	kept := scratch[:0]
+	for i := range scratch {
+		if why, ok := policy.Check(&scratch[i]); ok {
+			kept = append(kept, scratch[i])
+		} else {
+			refused[why]++
+		}
+	}
+	bad := r.Read - len(kept) + r.BadTotal()
+	if bad > 0 {
+		addReasons(d.count.rcvdBad[:], r.Bad[:])
+		addReasons(d.count.refused[:], refused[:])
+		d.limit.Warn("refused entries from the network", "from", dg.From, "entries", bad,
+			"unreadable", reasonList[session.Defect](r.Bad[:]), "unacceptable", reasonList[session.Refusal](refused[:]))
+	}
+	d.peers.heard(dg.From.Addr(), r, bad, now)
+	if len(kept) > 0 {
+		l.inbox.Put(kept, now)
+	}
+	return scratch
+}
+
+// inject gives the kernel what waits in the inbox, oldest update first.
+func (d *Daemon) inject(ctx context.Context, l *link) error {
+	var taken []session.Session
+	for {
+		select {
+		case <-l.inbox.Ready():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		taken = l.inbox.Take(taken[:0], time.Now())
+		for chunk := range slices.Chunk(taken, perAdd) {
+			if err := l.Add(chunk, l.pool6); err != nil {
+				d.count.addErrors.Add(1)
+				d.limit.Warn("the module refused sessions", "sessions", len(chunk), "err", err)
+				continue
+			}
+			d.count.addMessages.Add(1)
+			d.count.injected.Add(uint64(len(chunk)))
+		}
+	}
+}
+
+// pause waits; false when ctx ends first.
+func pause(ctx context.Context, t time.Duration) bool {
+	select {
+	case <-time.After(t):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,85 @@
+package daemon
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"joold/internal/control"
+	"joold/internal/session"
+)
+
+// maxPeers bounds the senders that are remembered. A cluster has a handful; who
+// makes up addresses only pushes out the one unheard the longest.
+const maxPeers = 64
+
+// peers remembers who was heard.
+type peers struct {
+	mu sync.Mutex
+	m  map[netip.Addr]*peer
+}
+
+type peer struct {
+	encoding  session.Encoding
+	swapped   bool
+	last      time.Time
+	datagrams uint64
+	sessions  uint64
+	refused   uint64
+}
+
+// heard notes a datagram from a, of which so many entries were not taken.
+func (p *peers) heard(a netip.Addr, r session.Report, refused int, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	q := p.m[a]
+	if q == nil {
+		if p.m == nil {
+			p.m = make(map[netip.Addr]*peer)
+		}
+		if len(p.m) >= maxPeers {
+			p.forgetOldest()
+		}
+		q = new(peer)
+		p.m[a] = q
+	}
+	q.last = now
+	q.datagrams++
+	q.sessions += uint64(r.Read)
+	q.refused += uint64(refused)
+	if r.Read > 0 {
+		q.encoding, q.swapped = r.Encoding, r.Swapped
+	}
+}
+
+func (p *peers) forgetOldest() {
+	var oldest netip.Addr
+	for a, q := range p.m {
+		if o := p.m[oldest]; o == nil || q.last.Before(o.last) {
+			oldest = a
+		}
+	}
+	delete(p.m, oldest)
+}
+
+// snapshot lists the peers in the order of their addresses.
+func (p *peers) snapshot(now time.Time) []control.Peer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	list := make([]control.Peer, 0, len(p.m))
+	for _, a := range slices.SortedFunc(maps.Keys(p.m), netip.Addr.Compare) {
+		q := p.m[a]
+		order := "same"
+		if q.swapped {
+			order = "other"
+		}
+		list = append(list, control.Peer{
+			Address: a.String(), Encoding: q.encoding.String(), ByteOrder: order,
+			LastHeard: q.last, Ago: now.Sub(q.last).Seconds(),
+			Datagrams: q.datagrams, Sessions: q.sessions, Refused: q.refused,
+		})
+	}
+	return list
+}

@@ -1,0 +1,159 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"joold/internal/control"
+	"joold/internal/session"
+)
+
+const (
+	// DefaultRate is how many sessions a second an advertisement sends unless
+	// told otherwise. The C daemon on the other side must be able to inject
+	// them as they come: what its socket cannot hold is lost.
+	DefaultRate = 10_000
+
+	// MaxRate bounds what a client may ask for.
+	MaxRate = 10_000_000
+
+	progressInterval = 250 * time.Millisecond
+)
+
+var errNotInService = errors.New("not in service")
+
+// advertise sends the instance's whole table, oldest updates first, at rate
+// sessions per second (0: DefaultRate), and tells how far it is. What the kernel
+// announces meanwhile is left out, since it has gone out fresher. One
+// advertisement runs at a time; others wait for it.
+func (d *Daemon) advertise(ctx context.Context, rate int, tell func(control.Progress) error) (p control.Progress, err error) {
+	if rate == 0 {
+		rate = DefaultRate
+	}
+	if rate < 0 || rate > MaxRate {
+		return p, fmt.Errorf("advertise: rate %d: want 1 to %d sessions a second", rate, MaxRate)
+	}
+	select {
+	case d.sweep <- struct{}{}:
+		defer func() { <-d.sweep }()
+	case <-ctx.Done():
+		return p, ctx.Err()
+	}
+	l := d.link.Load()
+	if l == nil {
+		return p, fmt.Errorf("advertise: %w: %s", errNotInService, d.waitingFor.Load())
+	}
+
+	start := time.Now()
+	told := start
+	report := func(now time.Time) error {
+		if now.Sub(told) < progressInterval {
+			return nil
+		}
+		told = now
+		p.Seconds = now.Sub(start).Seconds()
+		return tell(p)
+	}
+
+	d.out.watchLive(true)
+	defer d.out.watchLive(false)
+	table, err := readTable(ctx, l, start, func(n int) error {
+		p.Read = n
+		return report(time.Now())
+	})
+	if err != nil {
+		return p, err
+	}
+	session.SortOldestFirst(table)
+	p.Total = len(table)
+
+	box := d.newOutbox(l)
+	pace := pacer{rate: rate, next: time.Now()}
+	var buf []byte
+	emit := func() error {
+		n := box.Len()
+		if err := pace.wait(ctx, n); err != nil {
+			return err
+		}
+		if d.link.Load() != l {
+			return fmt.Errorf("advertise: %w: the instance went away", errNotInService)
+		}
+		failed := d.count.sendFailed.Load()
+		buf = d.send(buf[:0], box, time.Now())
+		p.Datagrams++
+		p.Failed += int(d.count.sendFailed.Load() - failed)
+		return nil
+	}
+	for i := range table {
+		s := &table[i]
+		p.Sent = i + 1
+		if time.Since(start).Milliseconds() >= int64(s.Expiration) || d.out.isLive(s) {
+			continue
+		}
+		if box.Add(s, start) {
+			if err := emit(); err != nil {
+				return p, err
+			}
+			if err := report(time.Now()); err != nil {
+				return p, err
+			}
+		}
+	}
+	if box.Len() > 0 {
+		if err := emit(); err != nil {
+			return p, err
+		}
+	}
+	p.Seconds = time.Since(start).Seconds()
+	d.log.Info("advertised the table", "sessions", p.Total, "datagrams", p.Datagrams, "failed", p.Failed,
+		"took", time.Since(start).Round(time.Millisecond))
+	if p.Failed > 0 {
+		return p, fmt.Errorf("advertise: %d of %d datagrams could not be sent: see the daemon's log", p.Failed, p.Datagrams)
+	}
+	return p, nil
+}
+
+// readTable reads the kernel's whole table. Reading takes a while, so each
+// expiration is made to count from base.
+func readTable(ctx context.Context, l *link, base time.Time, tell func(read int) error) ([]session.Session, error) {
+	var table []session.Session
+	for _, proto := range session.Protos {
+		err := l.Sessions(ctx, proto, l.pool6, func(page []session.Session) error {
+			since := uint64(time.Since(base).Milliseconds())
+			for _, s := range page {
+				s.Expiration = uint32(min(uint64(s.Expiration)+since, math.MaxUint32))
+				table = append(table, s)
+			}
+			return tell(len(table))
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return table, nil
+}
+
+// pacer spreads sessions over time.
+type pacer struct {
+	rate int       // per second
+	next time.Time // when the next may go
+}
+
+// wait waits until n sessions may go. Time that was slept through is not made
+// up for by a burst.
+func (p *pacer) wait(ctx context.Context, n int) error {
+	const slack = 5 * time.Millisecond // shorter sleeps are no longer exact
+	now := time.Now()
+	if d := p.next.Sub(now); d > slack {
+		if !pause(ctx, d) {
+			return ctx.Err()
+		}
+	} else if d < -slack {
+		p.next = now
+	}
+	p.next = p.next.Add(time.Duration(n) * time.Second / time.Duration(p.rate))
+	return ctx.Err()
+}
