@@ -1,9 +1,14 @@
-# make               builds ./joold, static
-# make install       DESTDIR, PREFIX and the directories below say where to
-# make test          everything; as root on Debian 12 or kin: the tests make network namespaces, and a guest with the real Jool
-# make test-short    what is quick: format, vet, staticcheck, unit tests
-# make demo          the failover, shown to a person
-# make help          the rest
+# make                 builds ./joold, static
+# make install         copies it, its manual, unit, completions and examples; DESTDIR and PREFIX say where
+# make uninstall       removes all of that
+# make test            everything, as root on Debian 12 or newer: there are network namespaces and guests with the real Jool
+# make test-short      what is quick of it: format, vet, staticcheck, shellcheck, unit tests with the race detector
+# make test-lab        the scenarios in the guests alone
+# make fuzz            each fuzz test for FUZZTIME
+# make demo            the failover of Jool's tutorial, shown to a person
+# make lab             a shell in the guest's network, with Jool LAB_VERSION
+# make bench           the benchmarks
+# make clean           removes ./joold; what the lab built stays in its cache
 
 PREFIX = /usr/local
 BINDIR = $(PREFIX)/bin
@@ -36,7 +41,7 @@ joold:
 
 install: joold
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(MANDIR)/man8 $(DESTDIR)$(UNITDIR) \
-		$(DESTDIR)$(BASHDIR) $(DESTDIR)$(ZSHDIR) $(DESTDIR)$(FISHDIR) $(DESTDIR)$(DOCDIR)
+		$(DESTDIR)$(BASHDIR) $(DESTDIR)$(ZSHDIR) $(DESTDIR)$(FISHDIR) $(DESTDIR)$(DOCDIR)/examples
 	install -m 755 joold $(DESTDIR)$(BINDIR)/joold
 	install -m 644 docs/joold.8 $(DESTDIR)$(MANDIR)/man8/joold.8
 	sed 's,/usr/local/bin,$(BINDIR),' contrib/systemd/joold@.service >$(DESTDIR)$(UNITDIR)/joold@.service
@@ -45,7 +50,7 @@ install: joold
 	install -m 644 contrib/completion/_joold $(DESTDIR)$(ZSHDIR)/_joold
 	install -m 644 contrib/completion/joold.fish $(DESTDIR)$(FISHDIR)/joold.fish
 	install -m 644 LICENSE README.md CHANGELOG.md docs/*.md $(DESTDIR)$(DOCDIR)
-	cp -R --no-preserve=ownership contrib $(DESTDIR)$(DOCDIR)/examples
+	cp -R contrib/. $(DESTDIR)$(DOCDIR)/examples
 
 uninstall:
 	rm -f $(DESTDIR)$(BINDIR)/joold $(DESTDIR)$(MANDIR)/man8/joold.8 $(DESTDIR)$(UNITDIR)/joold@.service \
@@ -70,30 +75,27 @@ unit:
 	@scripts/apt-needs gcc libc6-dev iproute2 iputils-ping nftables keepalived systemd groff-base
 	$(GO) test -race ./...
 
-# What is installed can be removed, all of it.
+# What is installed is static, finds its program, and can be removed, all of it.
 test-install:
-	@stage=$$(mktemp -d) && trap 'rm -rf "$$stage"' EXIT && \
-	$(MAKE) --no-print-directory build && \
-	$(MAKE) --no-print-directory install DESTDIR="$$stage" PREFIX=/usr >/dev/null && \
-	"$$stage/usr/bin/joold" version && \
-	grep -q '^ExecStart=/usr/bin/joold ' "$$stage/usr/lib/systemd/system/joold@.service" && \
-	$(MAKE) --no-print-directory uninstall DESTDIR="$$stage" PREFIX=/usr >/dev/null && \
-	left=$$(find "$$stage" -type f) && \
+	@set -eu; stage=$$(mktemp -d); trap 'rm -rf "$$stage"' EXIT; \
+	set -- --no-print-directory DESTDIR="$$stage" PREFIX=/usr; \
+	$(MAKE) build; $(MAKE) "$$@" install >/dev/null; \
+	"$$stage/usr/bin/joold" version; \
+	! ldd "$$stage/usr/bin/joold" >/dev/null 2>&1; \
+	grep -q '^ExecStart=/usr/bin/joold ' "$$stage/usr/lib/systemd/system/joold@.service"; \
+	$(MAKE) "$$@" uninstall >/dev/null; \
+	left=$$(find "$$stage" -type f); \
 	[ -z "$$left" ] || { echo "make uninstall leaves: $$left"; exit 1; }
 
-# Each fuzz test for FUZZTIME.
 fuzz:
 	scripts/fuzz $(FUZZTIME)
 
-# The scenarios on the real module, each version.
 test-lab:
-	$(GO) test -tags lab -count=1 -timeout 2h ./test/lab/...
+	$(GO) test -tags lab -count=1 -timeout 2h ./test/lab
 
-# A shell in the guest's network, with Jool LAB_VERSION.
 lab:
 	$(GO) run -tags lab ./test/lab/shell -jool $(LAB_VERSION)
 
-# The failover of the tutorial, shown to a person.
 demo:
 	$(GO) run -tags lab ./test/lab/demo -jool $(LAB_VERSION)
 
@@ -102,8 +104,6 @@ bench:
 
 clean:
 	rm -f joold
-	$(GO) clean -testcache
 
 help:
-	@sed -n 's/^# \(make.*\)/\1/p' Makefile
-	@awk '/^#/ { why = substr($$0, 3); next } /^(lint|unit|test-install|fuzz|test-lab|lab|bench|clean|uninstall):/ { sub(":.*", ""); printf "make %-13s %s\n", $$0, why } { why = "" }' Makefile
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
