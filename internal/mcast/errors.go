@@ -13,7 +13,7 @@ import (
 var (
 	ErrNotMulticast  = errors.New("not a multicast address: IPv4 groups are in 224.0.0.0/4, IPv6 groups in ff00::/8")
 	ErrNoInterface   = errors.New("no interface has this name or address: `ip address` lists them")
-	ErrInterfaceDown = errors.New("the interface is down: `ip link set up dev` starts it")
+	ErrInterfaceDown = errors.New("the interface is down: `ip link set NAME up` starts it")
 	ErrNoAddress     = errors.New("the interface has no usable address of the group's family: " +
 		"add one; one of IPv6 that is new becomes usable after a second or two")
 	ErrNoRoute   = errors.New("no route leads to the group: name its interface (--net.dev.in, --net.dev.out)")

@@ -3,7 +3,7 @@
 // joins, sends and receives datagrams, and knows how large one may be. It must
 // not know what a datagram holds.
 //
-// On the wire it is the C daemon (Jool 4.1.4 to 4.1.15): one socket bound to
+// On the wire it is the C daemon (Jool 4.1.9 and 4.1.15): one socket bound to
 // the group's own address and port, so that datagrams leave from that port with
 // the source address that the kernel selects for the interface; loopback off.
 // What it adds is heard by nobody: sockets are bound to their device and take

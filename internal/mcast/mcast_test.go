@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -209,8 +210,20 @@ func TestTheSameGroupOnAnotherInterfaceIsNotHeard(t *testing.T) {
 			send(t, j2, "through eth2")
 			expect(t, k2, "through eth2")
 			expect(t, kx, "through eth2")
+			if n, err := waiting(kx.write); !errors.Is(err, unix.EAGAIN) {
+				t.Errorf("the socket to send with has heard %d bytes: %v", n, err)
+			}
 		})
 	}
+}
+
+// waiting reads without waiting.
+func waiting(conn *net.UDPConn) (n int, err error) {
+	err = control(conn, func(fd int) (err error) {
+		n, _, err = unix.Recvfrom(fd, make([]byte, MaxDatagram), unix.MSG_DONTWAIT)
+		return err
+	})
+	return n, err
 }
 
 func TestOneInterfaceToListenOnAndAnotherToSendThrough(t *testing.T) {
@@ -427,13 +440,13 @@ func sniff(t testing.TB, n *nstest.NS, group netip.AddrPort) *sniffer {
 		if err != nil {
 			t.Fatal(err)
 		}
-		const all = unix.ETH_P_ALL<<8 | unix.ETH_P_ALL>>8 // in network order
+		all := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.ETH_P_ALL))
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
 		s.File = os.NewFile(uintptr(fd), "sniffer")
-		if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: uint16(all & 0xffff), Ifindex: i.Index}); err != nil {
+		if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: i.Index}); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -663,6 +676,54 @@ func TestBuffersAreGrantedBeyondTheSystemsLimit(t *testing.T) {
 	l = open(t, j, byEth2).Local()
 	if l.ReadBuffer != DefaultBuffer || l.WriteBuffer != DefaultBuffer {
 		t.Errorf("granted %d and %d by default, want %d", l.ReadBuffer, l.WriteBuffer, DefaultBuffer)
+	}
+}
+
+func TestWithoutPrivilegesBuffersStayWithinTheSystemsLimit(t *testing.T) {
+	j, k := pair(t)
+	text, err := os.ReadFile("/proc/sys/net/core/rmem_max")
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := byEth2
+	cfg.ReadBuffer = 2 * limit
+	var c *Conn
+	j.Do(func() {
+		defer dropCapabilities(t)()
+		if c, err = Open(cfg); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Cleanup(func() { c.Close() })
+	if got := c.Local().ReadBuffer; got != limit {
+		t.Errorf("granted %d bytes, want %d", got, limit)
+	}
+	send(t, open(t, k, byEth2), "heard all the same")
+	expect(t, c, "heard all the same")
+}
+
+// dropCapabilities takes the calling thread's effective capabilities until the
+// function that it returns is called.
+func dropCapabilities(t *testing.T) (restore func()) {
+	t.Helper()
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var had [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &had[0]); err != nil {
+		t.Fatal(err)
+	}
+	none := had
+	none[0].Effective, none[1].Effective = 0, 0
+	if err := unix.Capset(&hdr, &none[0]); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := unix.Capset(&hdr, &had[0]); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
