@@ -81,7 +81,7 @@ test-install:
 	set -- --no-print-directory DESTDIR="$$stage" PREFIX=/usr; \
 	$(MAKE) build; $(MAKE) "$$@" install >/dev/null; \
 	"$$stage/usr/bin/joold" version; \
-	! ldd "$$stage/usr/bin/joold" >/dev/null 2>&1; \
+	if ldd "$$stage/usr/bin/joold" >/dev/null 2>&1; then echo "joold is not static"; exit 1; fi; \
 	grep -q '^ExecStart=/usr/bin/joold ' "$$stage/usr/lib/systemd/system/joold@.service"; \
 	$(MAKE) "$$@" uninstall >/dev/null; \
 	left=$$(find "$$stage" -type f); \
