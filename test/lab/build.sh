@@ -13,8 +13,8 @@ export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 versions="4.1.9:bookworm 4.1.13:trixie 4.1.15:sid"
 
 # What the guest's root is made of, with all that these depend on, out of bookworm.
-guest_packages="busybox-static dash bash iproute2 iputils-ping nftables tcpdump keepalived kmod socat"
-guest_programs="busybox dash bash ip ss tc bridge ping nft tcpdump keepalived kmod socat"
+guest_packages="busybox-static util-linux dash bash iproute2 iputils-ping nftables tcpdump keepalived kmod socat"
+guest_programs="busybox nsenter unshare dash bash ip ss tc bridge ping nft tcpdump keepalived kmod socat"
 
 # Kernel modules besides Jool's; their dependencies come along.
 guest_modules="virtio_pci virtio_net virtio_console 9pnet_virtio 9p
@@ -191,6 +191,7 @@ build_image() {
 	mkdir -p base/{dev,proc,sys,run,tmp,root,lab,etc/keepalived,etc/joold,usr/bin,usr/lib,var/lib}
 	for p in bin sbin lib lib64; do ln -s "usr/$p" "base/$p"; done
 	ln -s bin base/usr/sbin
+	ln -s . base/usr/local # what is installed under either prefix is found under both
 	ln -s ../run base/var/run
 	cp -r "$here/image/." base/
 	for p in $guest_programs; do

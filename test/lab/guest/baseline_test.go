@@ -1,0 +1,45 @@
+//go:build lab
+
+package guest
+
+import (
+	"fmt"
+	"testing"
+)
+
+// The C daemons on both nodes: if these fail, it is the lab that is at fault.
+
+func TestCBaselineAPingsSessionIsMirrored(t *testing.T) {
+	for _, group := range []string{SyncGroup6, SyncGroup4} {
+		t.Run(group, func(t *testing.T) {
+			l := New(t, Config{})
+			l.J.StartDaemon(C, group)
+			l.K.StartDaemon(C, group)
+			l.WaitReplies(l.Ping(), 5)
+			l.Wait("the ping's session is in K as in J", func() (string, bool) {
+				j, k := l.J.Sessions(), l.K.Sessions()
+				for id := range j {
+					if _, ok := k[id]; !ok {
+						return fmt.Sprintf("J: %v K: %v", j, k), false
+					}
+				}
+				return "", len(j) > 0
+			})
+		})
+	}
+}
+
+func TestCBaselineALoadedTableIsSeenWhole(t *testing.T) {
+	l := New(t, Config{})
+	table := l.IdleTable(20000, tcpEstablished/10)
+	l.J.Load(table)
+	got := l.J.Sessions()
+	if missing := Missing(table, got); missing > 0 || len(got) != len(table) {
+		t.Errorf("loaded %d sessions, J has %d, of which %d are missing", len(table), len(got), missing)
+	}
+	for _, want := range table {
+		if s := got[want.ID]; s.State != want.State || s.Expires > want.Expires || s.Expires < want.Expires-limit {
+			t.Fatalf("loaded %v, J has %v", want, s)
+		}
+	}
+}

@@ -1,0 +1,151 @@
+//go:build lab
+
+package guest
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"joold/internal/control"
+)
+
+// pairings are the daemons that may stand on J and K, and what else may differ from the tutorial.
+var pairings = []struct {
+	name   string
+	j, k   Daemon
+	group  string
+	config Config
+}{
+	{"ours to C", Ours, C, SyncGroup6, Config{}},
+	{"C to ours", C, Ours, SyncGroup6, Config{}},
+	{"ours to C over IPv4", Ours, C, SyncGroup4, Config{}},
+	{"C to ours over IPv4", C, Ours, SyncGroup4, Config{}},
+	{"ours over IPv4", Ours, Ours, SyncGroup4, Config{}},
+	{"ours for another instance", Ours, Ours, SyncGroup6, Config{Instance: "edge"}},
+	{"ours with the C daemon's files", OursFiles, OursFiles, SyncGroup6, Config{}},
+	{"ours with the C daemon's files over IPv4", OursFiles, CFiles, SyncGroup4, Config{}},
+	{"ours with a pool6 of 64 bits", Ours, Ours, SyncGroup6, Config{Pool6: "2001:db8:64::/64"}},
+}
+
+func TestDropInSessionsAreMirrored(t *testing.T) {
+	for _, p := range pairings {
+		t.Run(p.name, func(t *testing.T) {
+			l := New(t, p.config)
+			l.J.StartDaemon(p.j, p.group)
+			l.K.StartDaemon(p.k, p.group)
+			ping, conn := l.Ping(), l.Connect()
+			l.WaitReplies(ping, 3)
+			l.WaitLines(conn, 10)
+			l.WaitMirrored(2)
+			l.J.GiveAddressesTo(l.K)
+			l.WaitReplies(ping, 3)
+			l.WaitLines(conn, 10)
+			if _, err := conn.Close(); err != nil {
+				t.Errorf("the connection did not survive the failover: %v", err)
+			}
+		})
+	}
+}
+
+// WaitMirrored waits until K has each of J's sessions, of which there are at least n.
+func (l *Lab) WaitMirrored(n int) {
+	l.t.Helper()
+	l.Wait("J's sessions are in K", func() (string, bool) {
+		j, k := l.J.Sessions(), l.K.Sessions()
+		for id := range j {
+			if _, ok := k[id]; !ok {
+				return fmt.Sprintf("J: %v K: %v", j, k), false
+			}
+		}
+		return fmt.Sprintf("J: %v", j), len(j) >= n
+	})
+}
+
+// GiveAddressesTo moves the virtual addresses from one node to another, as keepalived would.
+func (n *Node) GiveAddressesTo(to *Node) {
+	n.lab.t.Helper()
+	for _, a := range VirtualAddresses {
+		dev, address, _ := strings.Cut(a, " ")
+		n.Run("ip", "address", "del", address, "dev", dev)
+		to.Run("ip", "address", "add", address, "dev", dev)
+	}
+	// The neighbours are told by keepalived otherwise.
+	n.lab.N6.Run("ip", "-6", "neighbour", "flush", "all")
+	n.lab.N4.Run("ip", "neighbour", "flush", "all")
+}
+
+func TestDropInAdvertisedTablesArriveWhole(t *testing.T) {
+	for _, p := range []struct {
+		name string
+		j, k Daemon
+	}{{"ours to ours", Ours, Ours}, {"ours to C", Ours, C}} {
+		t.Run(p.name, func(t *testing.T) {
+			l := New(t, Config{})
+			l.J.StartDaemon(p.j, SyncGroup6)
+			l.K.StartDaemon(p.k, SyncGroup6)
+			table := l.IdleTable(20_000, tcpEstablished/10)
+			l.J.Load(table)
+			start := time.Now()
+			t.Log(l.J.Advertise(p.j))
+			l.K.WaitSessions(table)
+			t.Logf("%d sessions in K after %v", len(table), time.Since(start).Round(time.Millisecond))
+			if got := l.K.Sessions(); len(got) > len(table) {
+				t.Errorf("K has %d sessions, J %d", len(got), len(table))
+			}
+		})
+	}
+}
+
+func TestDropInTheModulesOwnAdvertisementIsCarried(t *testing.T) {
+	l := New(t, Config{})
+	if l.J.Jool() == "4.1.9" {
+		// Its ADVERTISE sends nothing (docs/PROTOCOL.md): joold's own must do, and is tested above.
+		if out := l.J.Advertise(C); out != "" {
+			t.Errorf("the C command says %q", out)
+		}
+		return
+	}
+	l.J.StartDaemon(Ours, SyncGroup6)
+	l.K.StartDaemon(Ours, SyncGroup6)
+	table := l.IdleTable(5_000, tcpEstablished/10)
+	l.J.Load(table)
+	l.J.Advertise(C)
+	l.K.WaitSessions(table)
+}
+
+func TestDropInInstancesInOneNamespaceDoNotHearEachOther(t *testing.T) {
+	l := New(t, Config{})
+	other := []string{"tcp 192.0.2.1 50000-60000", "udp 192.0.2.1 50000-60000", "icmp 192.0.2.9 0-65535"}
+	for _, n := range []*Node{l.J, l.K} {
+		n.AddInstanceNamed("other", "2001:db8:64::/96", other)
+	}
+	second := Ours
+	second.command = func(n *Node, group netip.Addr) []string {
+		return append(Ours.command(n, group), "-i", "other")
+	}
+	for _, n := range []*Node{l.J, l.K} {
+		n.StartDaemon(Ours, SyncGroup6)
+		n.StartDaemon(second, "ff08::db8:64:65") // another group on the same port
+	}
+	l.WaitReplies(l.Ping(), 5)
+	l.WaitMirrored(1)
+	if n := l.K.Status("other").Net.RcvdDatagrams; n != 0 {
+		t.Errorf("the other instance's daemon on K heard %d datagrams", n)
+	}
+	if s := l.J.Status("other"); s.Kernel.Foreign == 0 || s.Net.SentDatagrams != 0 {
+		t.Errorf("the other instance's daemon on J left %d messages alone and sent %d datagrams", s.Kernel.Foreign, s.Net.SentDatagrams)
+	}
+}
+
+// Status is what the node's daemon for an instance says of itself.
+func (n *Node) Status(instance string) (s control.Status) {
+	n.lab.t.Helper()
+	if err := json.Unmarshal([]byte(n.Run("joold", "status", "-i", instance, "--json")), &s); err != nil {
+		n.lab.t.Fatalf("%s: status of %s: %v", n.Name, instance, err)
+	}
+	return s
+}

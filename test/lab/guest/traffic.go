@@ -1,0 +1,285 @@
+package guest
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// in runs f in the node's network namespace; sockets made by f stay there. Only for nodes of this machine.
+func (n *Node) in(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread, which may not get back, ends with the goroutine
+		ns, err := os.Open("/run/netns/" + n.Name)
+		if err != nil {
+			done <- err
+			return
+		}
+		defer ns.Close()
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("enter the namespace of %s: %w", n.Name, err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// server4 is n4's address, and server6 what n6 calls it.
+var server4 = netip.MustParseAddr("192.0.2.8")
+
+func (l *Lab) server6() netip.Addr { return Embed(netip.MustParsePrefix(l.Pool6), server4) }
+
+// A Ping is a running ping from n6 to n4.
+type Ping struct {
+	process *Process
+	mu      sync.Mutex
+	seen    map[int]time.Time // by sequence number
+}
+
+// Ping pings n4 from n6, five times a second.
+func (l *Lab) Ping() *Ping {
+	l.t.Helper()
+	p := &Ping{seen: map[int]time.Time{}}
+	p.process = l.N6.start(p.line, "ping", "-n", "-i", "0.2", l.server6().String())
+	return p
+}
+
+func (p *Ping) line(text string) {
+	_, after, ok := strings.Cut(text, "icmp_seq=")
+	if !ok || !strings.Contains(text, "bytes from") {
+		return
+	}
+	number, _, _ := strings.Cut(after, " ")
+	seq, err := strconv.Atoi(number)
+	if err != nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.seen[seq] = time.Now()
+}
+
+// Replies is how many pings were answered.
+func (p *Ping) Replies() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.seen)
+}
+
+// WaitReplies waits for some more answers.
+func (l *Lab) WaitReplies(p *Ping, more int) {
+	l.t.Helper()
+	want := p.Replies() + more
+	l.Wait(fmt.Sprintf("%d more answers to the ping", more), func() (string, bool) {
+		return fmt.Sprintf("%d of %d", p.Replies(), want), p.Replies() >= want
+	})
+}
+
+// A Conn is a TCP connection between n6 and n4 that carries numbered lines, 20 a second, both ways.
+type Conn struct {
+	ends [2]*end // n6's, n4's
+	stop chan struct{}
+	wg   sync.WaitGroup
+}
+
+type end struct {
+	conn *net.TCPConn
+
+	mu       sync.Mutex
+	sent     int
+	received int
+	last     time.Time
+	silence  time.Duration // the longest yet
+	err      error         // the first
+}
+
+const lineEvery = 50 * time.Millisecond
+
+// Connect opens the connection.
+func (l *Lab) Connect() *Conn {
+	l.t.Helper()
+	const port = 2000
+	var listener net.Listener
+	err := l.N4.in(func() (err error) {
+		listener, err = net.Listen("tcp4", net.JoinHostPort(server4.String(), strconv.Itoa(port)))
+		return err
+	})
+	if err != nil {
+		l.t.Fatalf("listen on n4: %v", err)
+	}
+	defer listener.Close()
+
+	var c6 net.Conn
+	err = l.N6.in(func() (err error) {
+		c6, err = net.DialTimeout("tcp6", netip.AddrPortFrom(l.server6(), port).String(), limit)
+		return err
+	})
+	if err != nil {
+		l.t.Fatalf("connect n6 to n4: %v", err)
+	}
+	c4, err := listener.Accept()
+	if err != nil {
+		l.t.Fatalf("accept on n4: %v", err)
+	}
+
+	c := &Conn{stop: make(chan struct{})}
+	for i, conn := range []net.Conn{c6, c4} {
+		e := &end{conn: conn.(*net.TCPConn), last: time.Now()}
+		c.ends[i] = e
+		c.wg.Go(func() { e.send(c.stop) })
+		c.wg.Go(e.receive)
+	}
+	l.t.Cleanup(func() { c.ends[0].conn.Close(); c.ends[1].conn.Close() })
+	return c
+}
+
+func (e *end) fail(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.err == nil {
+		e.err = err
+	}
+}
+
+func (e *end) send(stop chan struct{}) {
+	tick := time.NewTicker(lineEvery)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-stop:
+			e.conn.CloseWrite()
+			return
+		case <-tick.C:
+		}
+		if _, err := fmt.Fprintln(e.conn, n); err != nil {
+			e.fail(fmt.Errorf("send line %d: %w", n, err))
+			return
+		}
+		e.mu.Lock()
+		e.sent++
+		e.mu.Unlock()
+	}
+}
+
+func (e *end) receive() {
+	lines := bufio.NewReader(e.conn)
+	for n := 0; ; n++ {
+		line, err := lines.ReadString('\n')
+		if errors.Is(err, io.EOF) && line == "" {
+			return
+		}
+		if err != nil {
+			e.fail(fmt.Errorf("receive line %d: %w", n, err))
+			return
+		}
+		if strings.TrimSpace(line) != strconv.Itoa(n) {
+			e.fail(fmt.Errorf("received %q, not line %d", line, n))
+			return
+		}
+		e.mu.Lock()
+		now := time.Now()
+		e.received, e.silence, e.last = n+1, max(e.silence, now.Sub(e.last)), now
+		e.mu.Unlock()
+	}
+}
+
+// Silence returns the longest time that either end has heard nothing since the last call, and an error if the connection is broken.
+func (c *Conn) Silence() (silence time.Duration, err error) {
+	for _, e := range c.ends {
+		e.mu.Lock()
+		silence = max(silence, e.silence, time.Since(e.last))
+		e.silence = 0
+		err = errors.Join(err, e.err)
+		e.mu.Unlock()
+	}
+	return silence, err
+}
+
+// WaitLines waits until both ends have received some more lines.
+func (l *Lab) WaitLines(c *Conn, more int) {
+	l.t.Helper()
+	var from [2]int
+	for i, e := range c.ends {
+		e.mu.Lock()
+		from[i] = e.received
+		e.mu.Unlock()
+	}
+	l.Wait(fmt.Sprintf("%d more lines both ways", more), func() (string, bool) {
+		done, seen := true, ""
+		for i, e := range c.ends {
+			e.mu.Lock()
+			seen += fmt.Sprintf("%d of %d; ", e.received-from[i], more)
+			done = done && e.received-from[i] >= more
+			if e.err != nil {
+				l.t.Fatalf("the connection is broken: %v", e.err)
+			}
+			e.mu.Unlock()
+		}
+		return seen, done
+	})
+}
+
+// Close ends the connection once all lines have arrived, and returns how many that were; an error names a line that did not.
+func (c *Conn) Close() (lines int, err error) {
+	close(c.stop)
+	for _, e := range c.ends {
+		e.conn.SetReadDeadline(time.Now().Add(limit))
+	}
+	c.wg.Wait()
+	for i, e := range c.ends {
+		err = errors.Join(err, e.err)
+		if other := c.ends[1-i]; e.err == nil && e.received != other.sent {
+			err = errors.Join(err, fmt.Errorf("%d lines sent, %d received", other.sent, e.received))
+		}
+		lines += e.received
+	}
+	return lines, err
+}
+
+// Flows sends one UDP datagram from n6 to n4 in each of n new flows, at a rate per second (0: as fast as it goes).
+func (l *Lab) Flows(n, rate int) {
+	l.t.Helper()
+	// Refusals would be translated too, and nobody listens.
+	l.N4.Sh("nft add table inet quiet; nft 'add chain inet quiet input { type filter hook input priority 0; }'; nft add rule inet quiet input meta l4proto udp drop")
+	err := l.N6.in(func() error {
+		fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		const checksumAt = 6
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_CHECKSUM, checksumAt); err != nil {
+			return err
+		}
+		to := &unix.SockaddrInet6{Addr: l.server6().As16()}
+		const ports = 4000 // what pool4 has room for; further flows have other destination ports
+		start := time.Now()
+		for i := range n {
+			if rate > 0 {
+				time.Sleep(time.Until(start.Add(time.Duration(i) * time.Second / time.Duration(rate))))
+			}
+			src, dst := 10000+i%ports, 20000+i/ports
+			datagram := []byte{byte(src >> 8), byte(src), byte(dst >> 8), byte(dst), 0, 8, 0, 0}
+			if err := unix.Sendto(fd, datagram, 0, to); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		l.t.Fatalf("send %d flows from n6: %v", n, err)
+	}
+}

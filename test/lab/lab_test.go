@@ -1,0 +1,253 @@
+//go:build lab
+
+// Package lab runs the scenarios of package guest in virtual machines with each version of Jool, and reports each as a test of this
+// package: go test -tags lab ./test/lab -run 'TestLab/4.1.15/Tutorial'.
+package lab
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"joold/test/lab/vm"
+)
+
+// mixed are pairs of machines joined by a wire: J's version and K's. They run the scenarios named TestMixed..., and only those.
+var mixed = []string{"4.1.9+4.1.15", "4.1.15+4.1.9"}
+
+func TestLab(t *testing.T) {
+	ctx := context.Background()
+	if deadline, ok := t.Deadline(); ok {
+		var cancel func()
+		ctx, cancel = context.WithDeadlineCause(ctx, deadline.Add(-20*time.Second), fmt.Errorf("go test's time ran out"))
+		defer cancel()
+	}
+	image, err := vm.Build(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	programs := build(t)
+	want := strings.Split(flag.Lookup("test.run").Value.String(), "/")
+	for _, versions := range append(vm.Versions, mixed...) {
+		t.Run(versions, func(t *testing.T) {
+			scenarios := choose(t, programs, strings.Contains(versions, "+"), want)
+			if len(scenarios) == 0 {
+				return
+			}
+			run := startGuests(ctx, t, image, programs, versions, scenarios, want)
+			for _, name := range scenarios {
+				t.Run(strings.TrimPrefix(name, "Test"), func(t *testing.T) { run.report(t, name) })
+			}
+			if err := run.end(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// build compiles what runs in the guests.
+func build(t *testing.T) string {
+	dir := t.TempDir()
+	for _, args := range [][]string{
+		{"test", "-c", "-tags", "lab", "-o", filepath.Join(dir, "labguest"), "joold/test/lab/guest"},
+		{"build", "-o", filepath.Join(dir, "joold"), "joold/cmd/joold"},
+	} {
+		cmd := exec.Command("go", args...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", cmd, err, out)
+		}
+	}
+	return dir
+}
+
+// choose lists the scenarios that -run asks for; the guest's test binary knows them all.
+func choose(t *testing.T, programs string, mixed bool, want []string) (names []string) {
+	out, err := exec.Command(filepath.Join(programs, "labguest"), "-test.list", ".").Output()
+	if err != nil {
+		t.Fatalf("list the scenarios: %v", err)
+	}
+	for name := range strings.Lines(string(out)) {
+		name = strings.TrimSpace(name)
+		if strings.HasPrefix(name, "TestMixed") != mixed {
+			continue
+		}
+		if len(want) > 2 && !regexp.MustCompile(want[2]).MatchString(strings.TrimPrefix(name, "Test")) {
+			continue
+		}
+		names = append(names, name)
+	}
+	return names
+}
+
+// guests are one run of scenarios in one guest, or in two joined by a wire.
+type guests struct {
+	events <-chan event
+	tests  map[string]*result
+	ended  <-chan error
+}
+
+// A result is what became of a test of the guest's, or of a subtest.
+type result struct {
+	verdict string // "", "pass", "fail", "skip"
+	output  strings.Builder
+	subs    []string
+}
+
+// An event is one of test2json's.
+type event struct{ Action, Test, Output string }
+
+func startGuests(ctx context.Context, t *testing.T, image, programs, versions string, scenarios, want []string) *guests {
+	pattern := "^(" + strings.Join(scenarios, "|") + ")$"
+	if len(want) > 3 {
+		pattern += "/" + strings.Join(want[3:], "/")
+	}
+	script := fmt.Sprintf("exec %s -test.v=test2json -test.timeout=0 -test.run='%s'", "labguest", pattern)
+
+	convert := exec.Command("go", "tool", "test2json", "-p", versions)
+	in, err := convert.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := convert.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := convert.Start(); err != nil {
+		t.Fatal(err)
+	}
+
+	ctx, cancel := context.WithCancel(ctx)
+	j, k, two := strings.Cut(versions, "+")
+	first := vm.Guest{Image: image, Jool: j, Output: in}
+	var second vm.Guest
+	if two {
+		a, b, err := vm.Wire()
+		if err != nil {
+			t.Fatal(err)
+		}
+		first.Wire = a
+		second = vm.Guest{Image: image, Jool: k, Output: io.Discard, Wire: b, Share: share(t, programs, "exec labguest agent")}
+		script = "export LAB_WIRE=1\n" + script
+	}
+	first.Share = share(t, programs, script)
+
+	ended := make(chan error, 1)
+	go func() {
+		defer in.Close()
+		var other chan error
+		if two {
+			other = make(chan error, 1)
+			go func() { other <- second.Run(ctx) }()
+		}
+		err := first.Run(ctx)
+		cancel() // the second has no end of its own
+		if two {
+			<-other
+		}
+		ended <- err
+	}()
+
+	events := make(chan event)
+	go func() {
+		defer close(events)
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			var e event
+			if err := json.Unmarshal(lines.Bytes(), &e); err == nil && e.Test != "" {
+				events <- e
+			}
+		}
+		convert.Wait()
+	}()
+	return &guests{events: events, tests: map[string]*result{}, ended: ended}
+}
+
+// share makes a guest's /lab: the programs, and what it runs.
+func share(t *testing.T, programs, script string) string {
+	dir := t.TempDir()
+	for _, name := range []string{"labguest", "joold"} {
+		if err := os.Link(filepath.Join(programs, name), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text := "#!/bin/sh\ncp /lab/labguest /lab/joold /usr/bin\n" + script + "\n"
+	if err := os.WriteFile(filepath.Join(dir, "run"), []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// report waits for a scenario's end and reports it, with its subtests, as this test's.
+func (g *guests) report(t *testing.T, name string) {
+	for r := g.test(name); r.verdict == ""; {
+		e, ok := <-g.events
+		if !ok {
+			t.Fatalf("the guest ended without a verdict; it wrote:\n%s", r.output.String())
+		}
+		g.take(e)
+	}
+	g.replay(t, name)
+}
+
+func (g *guests) replay(t *testing.T, name string) {
+	r := g.test(name)
+	if text := strings.TrimSpace(r.output.String()); text != "" {
+		t.Log(text)
+	}
+	for _, sub := range r.subs {
+		t.Run(strings.TrimPrefix(sub, name+"/"), func(t *testing.T) { g.replay(t, sub) })
+	}
+	if r.verdict != "pass" && !t.Failed() {
+		t.Errorf("in the guest: %q", r.verdict)
+	}
+}
+
+func (g *guests) test(name string) *result {
+	r := g.tests[name]
+	if r == nil {
+		r = new(result)
+		g.tests[name] = r
+	}
+	return r
+}
+
+func (g *guests) take(e event) {
+	r := g.test(e.Test)
+	switch e.Action {
+	case "run":
+		if parent := e.Test[:max(0, strings.LastIndex(e.Test, "/"))]; parent != "" {
+			g.test(parent).subs = append(g.test(parent).subs, e.Test)
+		}
+	case "output":
+		if !strings.HasPrefix(strings.TrimSpace(e.Output), "=== ") && !strings.HasPrefix(strings.TrimSpace(e.Output), "--- ") {
+			r.output.WriteString(e.Output)
+		}
+	case "pass", "fail", "skip":
+		r.verdict = e.Action
+	}
+}
+
+// end waits for the guests to have powered off. That tests failed in them has been reported by then.
+func (g *guests) end() error {
+	failed := false
+	for e := range g.events {
+		g.take(e)
+	}
+	for _, r := range g.tests {
+		failed = failed || r.verdict == "fail"
+	}
+	if err := <-g.ended; err != nil && !failed {
+		return err
+	}
+	return nil
+}
