@@ -84,6 +84,8 @@ func (c *Config) decodeLegacy(path string, data []byte, keys []legacyKey) error 
 	for _, m := range members {
 		key, ok := legacyNamed(keys, m.key)
 		switch {
+		case !ok && isOurs(m.key):
+			return fmt.Errorf("%s: key %q: this is no file of the C daemon's: run `joold --config %[1]s`", path, m.key)
 		case !ok:
 			unread = append(unread, fmt.Sprintf("%q (unknown)", shorten(m.key)))
 			continue
@@ -108,6 +110,12 @@ func (c *Config) decodeLegacy(path string, data []byte, keys []legacyKey) error 
 
 // maxUnread is how many keys that are not read a warning names.
 const maxUnread = 8
+
+// isOurs tells whether a key is a setting's that no C file has: not "instance".
+func isOurs(key string) bool {
+	_, ok := settingNamed(key)
+	return ok && strings.Contains(key, ".")
+}
 
 func legacyNamed(keys []legacyKey, name string) (legacyKey, bool) {
 	for _, k := range keys {

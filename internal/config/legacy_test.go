@@ -78,6 +78,7 @@ func TestAMistakeInACFileIsNamed(t *testing.T) {
 		{`{"ttl": 300}`, `NET: "ttl": 300: want a whole number from 0 to 255`},
 		{`{"reuseaddr": 1.5}`, `NET: "reuseaddr": 1.5: want a whole number: 0 for no, another for yes`},
 		{`{"in interface": ""}`, `NET: "in interface": "": want the name of an interface, or one of its addresses`},
+		{`{"instance": "edge", "net.ttl": 1}`, "NET: key \"net.ttl\": this is no file of the C daemon's: run `joold --config NET`"},
 		{`{"ttl": }`, `NET: line 1: not JSON: invalid character '}' looking for beginning of value`},
 	}
 	for _, tt := range tests {
