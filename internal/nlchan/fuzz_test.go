@@ -1,0 +1,80 @@
+package nlchan_test
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"slices"
+	"testing"
+
+	"joold/internal/nlchan"
+	"joold/internal/nlchan/nlchantest"
+	"joold/internal/session"
+)
+
+// Whatever comes out of the socket, the good message behind it is received,
+// unless an error says that there is no use in going on.
+func FuzzReceive(f *testing.F) {
+	f.Add([]byte{})
+	f.Add([]byte{20, 0, 0, 0, 0x21, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
+	f.Add([]byte{36, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 254, 255, 255, 255})
+	jool := slices.Concat([]byte{60, 0, 0, 0, 0x21, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0},
+		[]byte("jool\x04\x01\x0f\x00\x02\x00\x00\x00edge"), make([]byte, 12))
+	f.Add(append(slices.Clone(jool), 12, 0, 7, 128, 8, 0, 1, 0, 1, 2, 3, 4))
+	withError := slices.Clone(jool)
+	withError[29] = 1
+	f.Add(append(withError, 8, 0, 1, 0, 22, 0, 0, 0, 8, 0, 2, 0, 'n', 'o', 0, 0))
+	p := newPool6(f, pool6)
+	good := sessionsOf(session.TCP, 2)
+	goodBytes := session.Enc4113.Append(session.Enc4113.Append(nil, &good[0], p), &good[1], p)
+	f.Fuzz(func(t *testing.T, datagram []byte) {
+		k, i, c := dial(t, "4.1.15")
+		k.Inject(datagram)
+		i.Announce(good...)
+		buf := make([]byte, nlchan.MessageSize)
+		for {
+			m, err := c.Receive(buf)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal("the good message did not come")
+			}
+			if err != nil || bytes.Equal(m.Entries, goodBytes) {
+				return
+			}
+			session.Decode(nil, m.Entries, p)
+		}
+	})
+}
+
+// Whatever the module answers, each request ends.
+func FuzzAnswers(f *testing.F) {
+	p := newPool6(f, pool6)
+	f.Add(uint8(0), []byte{})
+	f.Add(uint8(1), []byte{6, 0, 1, 0, 22, 0, 0, 0, 6, 0, 2, 0, 'n', 'o', 0, 0})
+	f.Add(uint8(8), []byte{5, 0, 1, 0, 0, 0, 0, 0})
+	s := sessionsOf(session.UDP, 1)
+	f.Add(uint8(8), session.Enc4111.Append(nil, &s[0], p))
+	f.Add(uint8(0), slices.Concat([]byte{32, 0, 1, 128, 16, 0, 5, 128, 8, 0, 1, 0, 192, 0, 2, 1, 5, 0, 2, 0, 24, 0, 0, 0},
+		[]byte{6, 0, 6, 0, 1, 0, 0, 0}))
+	f.Fuzz(func(t *testing.T, flags uint8, attrs []byte) {
+		k, _, c := dial(t, "4.1.15")
+		k.Intercept(func(uint8, []byte) (nlchantest.Answer, bool) {
+			return nlchantest.Answer{Flags: flags, Attrs: attrs}, true
+		})
+		ctx := t.Context()
+		c.Hello(ctx)
+		c.Globals(ctx)
+		c.Pool4(ctx)
+		c.StaticBIB(ctx)
+		c.Stats(ctx)
+		c.Advertise(ctx)
+		c.Add(s, p)
+		for _, proto := range session.Protos {
+			c.Sessions(ctx, proto, p, func(page []session.Session) error {
+				if len(page) == 0 {
+					t.Error("an empty page")
+				}
+				return nil
+			})
+		}
+	})
+}

@@ -1,0 +1,788 @@
+package nlchan_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"joold/internal/nlchan"
+	"joold/internal/nlchan/nlchantest"
+	"joold/internal/session"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// limit ends a test in which something never happens.
+const limit = 30 * time.Second
+
+const pool6 = "64:ff9b::/96"
+
+// modules are one of each kind: the header without magic, the three encodings,
+// and 4.2's numbers.
+var modules = []string{"4.1.4", "4.1.9", "4.1.11", "4.1.12", "4.1.13", "4.1.15", "4.1.255.5"}
+
+func forEachModule(t *testing.T, f func(t *testing.T, version string)) {
+	for _, version := range modules {
+		t.Run(version, func(t *testing.T) { f(t, version) })
+	}
+}
+
+// dial makes a kernel with the instance "edge" and connects to it.
+func dial(tb testing.TB, version string, opts ...nlchan.Option) (*nlchantest.Kernel, *nlchantest.Instance, *nlchan.Conn) {
+	tb.Helper()
+	k := nlchantest.New(tb, version)
+	i := k.AddInstance("edge", pool6)
+	c, err := nlchan.Dial("edge", append(opts, nlchan.On(k))...)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { c.Close() })
+	if err := c.SetReadDeadline(time.Now().Add(limit)); err != nil {
+		tb.Fatal(err)
+	}
+	return k, i, c
+}
+
+func newPool6(tb testing.TB, s string) session.Pool6 {
+	tb.Helper()
+	p, err := session.NewPool6(netip.MustParsePrefix(s))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return p
+}
+
+// sessionsOf makes n sessions of a protocol, all different, in the order of a
+// dump.
+func sessionsOf(proto session.Proto, n int) []session.Session {
+	ss := make([]session.Session, n)
+	for i := range ss {
+		s := session.Session{
+			Src6:     netip.MustParseAddr("2001:db8::8").As16(),
+			Src4:     [4]byte{192, 0, 2, byte(i / 10000)},
+			Dst4:     [4]byte{203, 0, 113, 8},
+			Src6Port: uint16(i), Src4Port: uint16(i % 10000), Dst4Port: 443,
+			Proto: proto, Expiration: uint32(60_000 - i),
+		}
+		if proto == session.ICMP {
+			s.Dst4Port = s.Src4Port
+		}
+		ss[i] = s
+	}
+	return ss
+}
+
+func receive(t *testing.T, c *nlchan.Conn, p session.Pool6) []session.Session {
+	t.Helper()
+	m, err := c.Receive(make([]byte, nlchan.MessageSize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ss, r := session.Decode(nil, m.Entries, p)
+	if r.BadTotal() != 0 || r.End != len(m.Entries) {
+		t.Fatalf("entries could not be read: %+v", r)
+	}
+	return ss
+}
+
+func TestVersionsAreReadWrittenAndOrdered(t *testing.T) {
+	for text, want := range map[string]nlchan.Version{
+		"4.1.15.0":  {Major: 4, Minor: 1, Revision: 15},
+		"4.1.9":     {Major: 4, Minor: 1, Revision: 9},
+		"4.1.255.5": {Major: 4, Minor: 1, Revision: 255, Dev: 5},
+	} {
+		v, err := nlchan.ParseVersion(text)
+		if err != nil || v != want {
+			t.Errorf("%s: got %+v, %v", text, v, err)
+		}
+		if got := v.String(); got != strings.TrimSuffix(text, ".0") {
+			t.Errorf("%s is written %s", text, got)
+		}
+	}
+	for _, text := range []string{"", "4", "4.1", "4.1.15.0.0", "4.1.256", "4.1.-1", "4.1.x", "4.1.15\n", "4..1", " 4.1.9"} {
+		if v, err := nlchan.ParseVersion(text); err == nil {
+			t.Errorf("%q was read as %s", text, v)
+		}
+	}
+	if v := (nlchan.Version{Major: 4, Minor: 1, Revision: 9}); !v.Less(4, 1, 10) || v.Less(4, 1, 9) || v.Less(4, 0, 99) {
+		t.Error("4.1.9 is not in its place")
+	}
+}
+
+func TestEachModuleHasItsEncoding(t *testing.T) {
+	for text, want := range map[string]session.Encoding{
+		"4.1.4": session.Enc4111, "4.1.11": session.Enc4111, "4.1.12": session.Enc4112, "4.1.13": session.Enc4113,
+		"4.1.15": session.Enc4113, "4.1.255.2": session.Enc4111, "4.1.255.3": session.Enc4111, "4.1.255.5": session.Enc4113,
+		"4.2.0": session.Enc4113,
+	} {
+		if v, err := nlchan.ParseVersion(text); err != nil || v.Encoding() != want {
+			t.Errorf("%s: got %s, %v, want %s", text, v.Encoding(), err, want)
+		}
+	}
+}
+
+func TestDialTellsWhatIsLoaded(t *testing.T) {
+	forEachModule(t, func(t *testing.T, version string) {
+		k, _, c := dial(t, version, nlchan.ReadBuffer(1<<20))
+		v, _ := nlchan.ParseVersion(version)
+		m := c.Module()
+		if m.Version != v || m.Encoding != v.Encoding() || m.Family == 0 || m.Group == 0 || m.ReadBuffer != 2<<20 {
+			t.Errorf("got %+v", m)
+		}
+		if n := k.Listeners(); n != 1 {
+			t.Errorf("%d sockets hear the channel, want 1", n)
+		}
+		if err := c.Hello(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// siitOnly has Jool's family and common part, but not the NAT64 module.
+type siitOnly struct{ *nlchantest.Kernel }
+
+func (k siitOnly) Module(name string) (string, error) {
+	if name == "jool" {
+		return "", fs.ErrNotExist
+	}
+	return k.Kernel.Module(name)
+}
+
+func TestDialSaysWhatIsMissingAndWhatToDo(t *testing.T) {
+	unloaded := nlchantest.New(t, "4.1.15")
+	unloaded.Unload()
+	denied := nlchantest.New(t, "4.1.15")
+	denied.AddInstance("edge", pool6)
+	denied.DenyAdmin(false)
+	contained := nlchantest.New(t, "4.1.15")
+	contained.AddInstance("edge", pool6)
+	contained.DenyAdmin(true)
+	empty := nlchantest.New(t, "4.1.15")
+	siit := siitOnly{nlchantest.New(t, "4.1.15")}
+
+	for _, test := range []struct {
+		name string
+		host nlchan.Host
+		want error
+		text string
+	}{
+		{"no module", unloaded, nlchan.ErrNoModule, "modprobe jool"},
+		{"SIIT alone", siit, nlchan.ErrNoModule, "modprobe jool"},
+		{"no instance", empty, nlchan.ErrNoInstance, "'edge' in this network namespace: create it with `jool instance add edge "},
+		{"no privilege", denied, nlchan.ErrPermission, "run as root"},
+		{"a user namespace", contained, nlchan.ErrPermission, "initial user namespace"},
+	} {
+		c, err := nlchan.Dial("edge", nlchan.On(test.host))
+		if !errors.Is(err, test.want) {
+			t.Errorf("%s: got %v", test.name, err)
+			continue
+		}
+		if c != nil {
+			t.Errorf("%s: there is a connection", test.name)
+		}
+		if text := err.Error(); !strings.Contains(text, test.text) || strings.Contains(text, "\n") {
+			t.Errorf("%s: %q does not say %q in one line", test.name, text, test.text)
+		}
+		var e *nlchan.Error
+		if !errors.As(err, &e) || e.Instance != "edge" || e.Op == "" {
+			t.Errorf("%s: %#v does not tell what was tried on what", test.name, err)
+		}
+	}
+	if _, err := nlchan.ModuleVersion(nlchan.On(unloaded)); !errors.Is(err, nlchan.ErrNoModule) {
+		t.Errorf("the version without a module: %v", err)
+	}
+	if v, err := nlchan.ModuleVersion(nlchan.On(empty)); err != nil || v.String() != "4.1.15" {
+		t.Errorf("the version: %s, %v", v, err)
+	}
+}
+
+func TestDialRefusesNamesThatNoInstanceCanHave(t *testing.T) {
+	k := nlchantest.New(t, "4.1.15")
+	k.AddInstance("fifteen bytes !", pool6)
+	for _, name := range []string{"", "sixteen bytes it", "new\nline", "caf\u00e9"} {
+		if _, err := nlchan.Dial(name, nlchan.On(k)); err == nil || errors.Is(err, nlchan.ErrNoInstance) {
+			t.Errorf("%q: got %v", name, err)
+		}
+	}
+	c, err := nlchan.Dial("fifteen bytes !", nlchan.On(k))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+}
+
+func TestSessionsAnnouncedAreReceivedAndAcknowledged(t *testing.T) {
+	forEachModule(t, func(t *testing.T, version string) {
+		_, i, c := dial(t, version)
+		want := sessionsOf(session.UDP, 36)
+		i.Announce(want...)
+		if got := receive(t, c, newPool6(t, pool6)); !slices.Equal(got, want) {
+			t.Errorf("got %+v", got)
+		}
+		if i.ACKs() != 1 {
+			t.Errorf("%d ACKs, want 1", i.ACKs())
+		}
+		if err := c.Ack(); err != nil || i.ACKs() != 2 {
+			t.Errorf("after an ACK of its own: %v, %d ACKs, want 2", err, i.ACKs())
+		}
+	})
+}
+
+func TestOtherInstancesMessagesAreNeitherTakenNorAcknowledged(t *testing.T) {
+	forEachModule(t, func(t *testing.T, version string) {
+		k, edge, c := dial(t, version)
+		var others []*nlchantest.Instance
+		for _, name := range []string{"edge2", "edg", "Edge", "default"} {
+			other := k.AddInstance(name, pool6)
+			other.Announce(sessionsOf(session.TCP, 3)...)
+			others = append(others, other)
+		}
+		edge.Announce(sessionsOf(session.TCP, 1)...)
+		if got := receive(t, c, newPool6(t, pool6)); len(got) != 1 {
+			t.Errorf("got %d sessions, want the one of this instance", len(got))
+		}
+		for n, other := range others {
+			if other.ACKs() != 0 {
+				t.Errorf("other instance %d was acknowledged", n)
+			}
+		}
+		if got := c.Counters(); got.Foreign != 4 || got.Messages != 1 || got.ACKs != 1 {
+			t.Errorf("counted %+v", got)
+		}
+	})
+}
+
+func TestMalformedMessagesAreCountedAndOnlyOursAcknowledged(t *testing.T) {
+	k, i, c := dial(t, "4.1.15")
+	i.AnnounceRaw(nil)                                         // no entries
+	i.AnnounceRaw([]byte{8, 0, 1, 0, 0, 0, 0, 0})              // another attribute
+	i.AnnounceRaw([]byte{200, 0, 7, 128, 0, 0, 0, 0})          // one that is cut off
+	i.AnnounceRaw(make([]byte, 2*nlchan.MessageSize))          // larger than the buffer
+	k.Inject([]byte("short"))                                  // no header at all
+	k.Inject(append([]byte{60, 0, 0, 0}, make([]byte, 56)...)) // of another family
+	i.Announce(sessionsOf(session.ICMP, 1)...)
+	if got := receive(t, c, newPool6(t, pool6)); len(got) != 1 {
+		t.Errorf("got %d sessions, want 1", len(got))
+	}
+	if got := c.Counters(); got.Malformed != 6 || got.Messages != 1 {
+		t.Errorf("counted %+v", got)
+	}
+	if i.ACKs() != 5 {
+		t.Errorf("%d ACKs, want 5", i.ACKs())
+	}
+}
+
+func TestAnOverrunIsReportedAndReceivingGoesOn(t *testing.T) {
+	k, i, c := dial(t, "4.1.15")
+	k.Overrun()
+	i.Announce(sessionsOf(session.TCP, 2)...)
+	if _, err := c.Receive(make([]byte, nlchan.MessageSize)); !errors.Is(err, nlchan.ErrOverrun) {
+		t.Fatalf("got %v", err)
+	}
+	if got := receive(t, c, newPool6(t, pool6)); len(got) != 2 {
+		t.Errorf("got %d sessions, want 2", len(got))
+	}
+	if got := c.Counters(); got.Overruns != 1 {
+		t.Errorf("counted %+v", got)
+	}
+}
+
+func TestReceiveEndsAtItsDeadlineAndWhenClosed(t *testing.T) {
+	_, i, c := dial(t, "4.1.15")
+	c.SetReadDeadline(time.Unix(1, 0))
+	if _, err := c.Receive(make([]byte, nlchan.MessageSize)); err != os.ErrDeadlineExceeded {
+		t.Fatalf("got %v", err)
+	}
+	c.SetReadDeadline(time.Time{})
+	i.Announce(sessionsOf(session.TCP, 1)...)
+	receive(t, c, newPool6(t, pool6))
+
+	ended := make(chan error)
+	go func() {
+		_, err := c.Receive(make([]byte, nlchan.MessageSize))
+		ended <- err
+	}()
+	c.Close()
+	if err := <-ended; !errors.Is(err, nlchan.ErrClosed) {
+		t.Errorf("got %v", err)
+	}
+	if err := c.Add(sessionsOf(session.TCP, 1), newPool6(t, pool6)); !errors.Is(err, nlchan.ErrClosed) {
+		t.Errorf("Add: got %v", err)
+	}
+}
+
+func TestAnAcknowledgementFindsOutThatTheInstanceIsGone(t *testing.T) {
+	forEachModule(t, func(t *testing.T, version string) {
+		k, _, c := dial(t, version)
+		k.RemoveInstance("edge")
+		if err := c.Ack(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Receive(make([]byte, nlchan.MessageSize)); !errors.Is(err, nlchan.ErrNoInstance) {
+			t.Errorf("got %v", err)
+		}
+		if err := c.Hello(t.Context()); !errors.Is(err, nlchan.ErrNoInstance) {
+			t.Errorf("Hello: got %v", err)
+		}
+	})
+}
+
+func TestAConnectionIsStaleOnceTheModuleWasReloaded(t *testing.T) {
+	k, _, c := dial(t, "4.1.15")
+	k.Unload()
+	k.Load("4.1.15")
+	i := k.AddInstance("edge", pool6)
+	i.Announce(sessionsOf(session.TCP, 1)...) // not heard
+	if err := c.Ack(); err != nil {
+		t.Fatal(err)
+	}
+	_, err := c.Receive(make([]byte, nlchan.MessageSize))
+	if !errors.Is(err, nlchan.ErrStale) {
+		t.Errorf("Receive: got %v", err)
+	}
+	if err := c.Hello(t.Context()); !errors.Is(err, nlchan.ErrStale) {
+		t.Errorf("Hello: got %v", err)
+	}
+	if err := c.Add(sessionsOf(session.TCP, 1), newPool6(t, pool6)); !errors.Is(err, nlchan.ErrStale) {
+		t.Errorf("Add: got %v", err)
+	}
+	if _, err := nlchan.Dial("edge", nlchan.On(k)); err != nil {
+		t.Errorf("a new connection: %v", err)
+	}
+}
+
+func TestAddedSessionsAreInTheTable(t *testing.T) {
+	forEachModule(t, func(t *testing.T, version string) {
+		_, i, c := dial(t, version)
+		var want []session.Session
+		for _, proto := range session.Protos {
+			want = append(want, sessionsOf(proto, 700)...)
+		}
+		if err := c.Add(want, newPool6(t, pool6)); err != nil {
+			t.Fatal(err)
+		}
+		if got := i.Table(); !slices.Equal(got, want) {
+			t.Errorf("%d sessions are there, and not those %d", len(got), len(want))
+		}
+	})
+}
+
+func TestAddsAreSplitByNumberAndBySize(t *testing.T) {
+	for _, test := range []struct {
+		version    string
+		perMessage int
+		want       []int
+	}{
+		{"4.1.15", 1000, []int{1000, 1000, 500}},
+		{"4.1.15", 5000, []int{1638, 862}}, // (65535 - 4) / 40
+		{"4.1.9", 1000, []int{468, 468, 468, 468, 468, 160}},
+	} {
+		_, i, c := dial(t, test.version, nlchan.PerMessage(test.perMessage))
+		if err := c.Add(sessionsOf(session.UDP, 2500), newPool6(t, pool6)); err != nil {
+			t.Fatal(err)
+		}
+		var got []int
+		for _, add := range i.Adds() {
+			got = append(got, len(add))
+		}
+		if !slices.Equal(got, test.want) {
+			t.Errorf("%s, %d: got messages of %v, want %v", test.version, test.perMessage, got, test.want)
+		}
+	}
+}
+
+// The module would follow a null pointer.
+func TestAddOfNothingSendsNothing(t *testing.T) {
+	_, i, c := dial(t, "4.1.15")
+	if err := c.Add(nil, newPool6(t, pool6)); err != nil || len(i.Adds()) != 0 {
+		t.Errorf("%v, %d messages", err, len(i.Adds()))
+	}
+}
+
+func TestAnAddThatIsRefusedDoesNotStopTheOthers(t *testing.T) {
+	k, i, c := dial(t, "4.1.15", nlchan.PerMessage(10))
+	refusals := 0
+	k.Intercept(func(op uint8, _ []byte) (nlchantest.Answer, bool) {
+		if op != 27 || refusals == 2 {
+			return nlchantest.Answer{}, false
+		}
+		refusals++
+		return nlchantest.Answer{Errno: unix.EINVAL, Message: fmt.Sprintf("We're out of sync (%d)\n", refusals)}, true
+	})
+	err := c.Add(sessionsOf(session.TCP, 40), newPool6(t, pool6))
+	var refused *nlchan.KernelError
+	if !errors.As(err, &refused) || refused.Errno != unix.EINVAL || refused.Message != "We're out of sync (1)" {
+		t.Errorf("got %v, want the first refusal", err)
+	}
+	if got := len(i.Table()); got != 20 {
+		t.Errorf("%d sessions are in the table, want the 20 after the two refusals", got)
+	}
+	if err := c.Add(sessionsOf(session.TCP, 40), newPool6(t, pool6)); err != nil {
+		t.Errorf("an error was kept for the next Add: %v", err)
+	}
+}
+
+func TestSyncBeingOffHasAName(t *testing.T) {
+	_, i, c := dial(t, "4.1.15", nlchan.PerMessage(10))
+	i.SetSync(false)
+	for what, err := range map[string]error{
+		"Add":       c.Add(sessionsOf(session.TCP, 40), newPool6(t, pool6)),
+		"Advertise": c.Advertise(t.Context()),
+	} {
+		if !errors.Is(err, nlchan.ErrSyncDisabled) || !strings.Contains(err.Error(), "`jool -i edge global update ss-enabled true`") {
+			t.Errorf("%s: got %v", what, err)
+		}
+	}
+}
+
+func TestADumpHoldsTheWholeTable(t *testing.T) {
+	forEachModule(t, func(t *testing.T, version string) {
+		_, i, c := dial(t, version)
+		for _, proto := range session.Protos {
+			want := sessionsOf(proto, 1003)
+			i.Put(want...)
+			var got []session.Session
+			err := c.Sessions(t.Context(), proto, newPool6(t, pool6), func(page []session.Session) error {
+				got = append(got, page...)
+				return nil
+			})
+			if err != nil || !slices.Equal(got, want) {
+				t.Errorf("%s: %v, %d sessions that are not those %d", proto, err, len(got), len(want))
+			}
+		}
+	})
+}
+
+func TestADumpOfAnEmptyTableHasNoPage(t *testing.T) {
+	_, _, c := dial(t, "4.1.15")
+	err := c.Sessions(t.Context(), session.TCP, newPool6(t, pool6), func([]session.Session) error {
+		return errors.New("a page")
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func TestADumpEndsWhenThePageFuncOrTheContextDoes(t *testing.T) {
+	_, i, c := dial(t, "4.1.15")
+	i.Put(sessionsOf(session.TCP, 100)...)
+	enough := errors.New("enough")
+	pages := 0
+	err := c.Sessions(t.Context(), session.TCP, newPool6(t, pool6), func([]session.Session) error {
+		pages++
+		return enough
+	})
+	if err != enough || pages != 1 {
+		t.Errorf("got %v after %d pages", err, pages)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	pages = 0
+	err = c.Sessions(ctx, session.TCP, newPool6(t, pool6), func([]session.Session) error {
+		pages++
+		cancel()
+		return nil
+	})
+	if !errors.Is(err, context.Canceled) || pages != 1 {
+		t.Errorf("got %v after %d pages", err, pages)
+	}
+}
+
+func TestADumpDoesNotGoRoundForEver(t *testing.T) {
+	k, i, c := dial(t, "4.1.15")
+	p := newPool6(t, pool6)
+	dump := func() (n int, err error) {
+		err = c.Sessions(t.Context(), session.TCP, p, func(page []session.Session) error {
+			n += len(page)
+			return nil
+		})
+		return n, err
+	}
+	answer := func(attrs func(n int) []byte) {
+		n := 0
+		k.Intercept(func(op uint8, _ []byte) (nlchantest.Answer, bool) {
+			n++
+			return nlchantest.Answer{Flags: 8, Attrs: attrs(n)}, op == 25
+		})
+	}
+	answer(func(int) []byte { return nil })
+	if n, err := dump(); n != 0 || err != nil {
+		t.Errorf("an empty page that promises more: %d sessions, %v", n, err)
+	}
+	s := sessionsOf(session.TCP, 1)[0]
+	answer(func(n int) []byte {
+		s.Expiration = uint32(1000 - n) // as time passes
+		return session.Enc4111.Append(nil, &s, p)
+	})
+	if _, err := dump(); err == nil {
+		t.Error("the same page again and again is no error")
+	}
+	k.Intercept(nil)
+	i.Put(sessionsOf(session.TCP, 30)...)
+	if n, err := dump(); n != 30 || err != nil {
+		t.Errorf("afterwards: %d sessions, %v", n, err)
+	}
+}
+
+func TestSessionsOfAnotherPool6AreReportedAtTheEnd(t *testing.T) {
+	_, i, c := dial(t, "4.1.15")
+	i.Put(sessionsOf(session.TCP, 60)...)
+	err := c.Sessions(t.Context(), session.TCP, newPool6(t, "2001:db8:64::/96"), func([]session.Session) error {
+		return errors.New("a page")
+	})
+	if err == nil || !strings.Contains(err.Error(), "60 sessions") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestGlobalsAreTheInstances(t *testing.T) {
+	forEachModule(t, func(t *testing.T, version string) {
+		k, _, c := dial(t, version)
+		edge := k.AddInstance("edge", "2001:db8:122:344::/64")
+		timeouts := session.Timeouts{TCPEst: 7_200_001, TCPTrans: 240_002, UDP: 300_003, ICMP: 60_004}
+		edge.SetTimeouts(timeouts)
+		edge.SetSync(false)
+		got, err := c.Globals(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := nlchan.Globals{
+			Pool6: newPool6(t, "2001:db8:122:344::/64"), Timeouts: timeouts,
+			FlushASAP: true, FlushDeadline: 2000, Capacity: 512, MaxPayload: 1452, MaxSessionsPerPacket: 10,
+		}
+		if c.Module().Version.Less(4, 1, 11) {
+			want.MaxSessionsPerPacket = 0
+		}
+		if got != want {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+		edge.SetSync(true)
+		if got, err := c.Globals(t.Context()); err != nil || !got.SyncEnabled {
+			t.Errorf("after enabling: %+v, %v", got, err)
+		}
+	})
+}
+
+func TestGlobalsWithoutWhatMustBeThereAreAnError(t *testing.T) {
+	k, _, c := dial(t, "4.1.15")
+	k.Intercept(func(op uint8, _ []byte) (nlchantest.Answer, bool) { return nlchantest.Answer{}, op == 8 })
+	if g, err := c.Globals(t.Context()); err == nil {
+		t.Errorf("got %+v", g)
+	}
+}
+
+func TestPool4IsThatOfAllProtocols(t *testing.T) {
+	forEachModule(t, func(t *testing.T, version string) {
+		_, i, c := dial(t, version)
+		var want []nlchan.Pool4Entry
+		for _, proto := range session.Protos {
+			for n := range 60 {
+				want = append(want, nlchan.Pool4Entry{
+					Range: session.Range{
+						Proto:   proto,
+						Prefix:  netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(4 * n)}), 30),
+						MinPort: 1024, MaxPort: uint16(60000 + n),
+					},
+					Mark: uint32(n),
+				})
+			}
+		}
+		i.AddPool4(want...)
+		got, err := c.Pool4(t.Context())
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%v, got %v", err, got)
+		}
+	})
+}
+
+func TestPool4IsReadAgainWhenItChangedMeanwhile(t *testing.T) {
+	k, i, c := dial(t, "4.1.15")
+	want := nlchan.Pool4Entry{Range: session.Range{Prefix: netip.MustParsePrefix("192.0.2.1/32"), MaxPort: 9}}
+	i.AddPool4(want)
+	changes := 0
+	k.Intercept(func(op uint8, _ []byte) (nlchantest.Answer, bool) {
+		changes--
+		return nlchantest.Answer{Errno: unix.EAGAIN, Message: "Pool4 changed"}, op == 18 && changes >= 0
+	})
+	changes = 2
+	if got, err := c.Pool4(t.Context()); err != nil || !slices.Equal(got, []nlchan.Pool4Entry{want}) {
+		t.Errorf("got %v, %v", got, err)
+	}
+	changes = 1 << 30
+	if _, err := c.Pool4(t.Context()); !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("a table that never rests: %v", err)
+	}
+}
+
+func TestStaticBIBLeavesDynamicEntriesOut(t *testing.T) {
+	forEachModule(t, func(t *testing.T, version string) {
+		_, i, c := dial(t, version)
+		var want []nlchan.BIBEntry
+		for _, proto := range session.Protos {
+			for n := range 100 {
+				e := nlchantest.StaticBIB{Static: n%10 == 3}
+				e.Proto = proto
+				e.Src6 = netip.MustParseAddrPort(fmt.Sprintf("[2001:db8::%x]:22", n))
+				e.Src4 = netip.MustParseAddrPort(fmt.Sprintf("192.0.2.1:%d", n))
+				i.AddBIB(e)
+				if e.Static {
+					want = append(want, e.BIBEntry)
+				}
+			}
+		}
+		got, err := c.StaticBIB(t.Context())
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%v, got %v", err, got)
+		}
+	})
+}
+
+func TestStatsGoByTheModulesNumbers(t *testing.T) {
+	forEachModule(t, func(t *testing.T, version string) {
+		_, i, c := dial(t, version)
+		i.Put(sessionsOf(session.TCP, 7)...)
+		before, err := c.Stats(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if before.Sessions() != 7 || before.BIBs() != 1004 || len(before.Raw) != 92 {
+			t.Errorf("got %d sessions, %d BIB entries, %d counters", before.Sessions(), before.BIBs(), len(before.Raw))
+		}
+		_, counts := before.Dropped()
+		if want := !c.Module().Version.Less(4, 1, 12); counts != want {
+			t.Errorf("dropped announcements are counted: %t, want %t", counts, want)
+		}
+		if !counts {
+			return
+		}
+		if err := c.Advertise(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		after, err := c.Stats(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		was, _ := before.Advertisements()
+		if is, ok := after.Advertisements(); !ok || is != was+1 {
+			t.Errorf("%d advertisements after %d and one more", is, was)
+		}
+	})
+}
+
+func TestAdvertisementsAreHeardWhereTheModuleMakesThem(t *testing.T) {
+	forEachModule(t, func(t *testing.T, version string) {
+		_, i, c := dial(t, version)
+		want := sessionsOf(session.ICMP, 25)
+		i.Put(want...)
+		err := c.Advertise(t.Context())
+		if c.Module().Version.Less(4, 1, 11) {
+			if !errors.Is(err, nlchan.ErrCannotAdvertise) {
+				t.Errorf("got %v", err)
+			}
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []session.Session
+		for len(got) < len(want) {
+			got = append(got, receive(t, c, newPool6(t, pool6))...)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("got %v", got)
+		}
+	})
+}
+
+func TestAnAdvertisementThatIsUnderWayHasAName(t *testing.T) {
+	k, _, c := dial(t, "4.1.15")
+	k.Intercept(func(op uint8, _ []byte) (nlchantest.Answer, bool) {
+		return nlchantest.Answer{Errno: unix.EINVAL, Message: "joold advertisement already in progress.\n"}, op == 28
+	})
+	if err := c.Advertise(t.Context()); !errors.Is(err, nlchan.ErrAdvertising) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestRequestsMayBeMadeByManyGoroutinesAtOnce(t *testing.T) {
+	_, i, c := dial(t, "4.1.15")
+	i.Put(sessionsOf(session.TCP, 200)...)
+	p := newPool6(t, pool6)
+	errs := make(chan error)
+	requests := []func() error{
+		func() error { return c.Hello(t.Context()) },
+		func() error { _, err := c.Globals(t.Context()); return err },
+		func() error { _, err := c.Stats(t.Context()); return err },
+		func() error { return c.Ack() },
+		func() error { return c.Add(sessionsOf(session.UDP, 50), p) },
+		func() error {
+			n := 0
+			err := c.Sessions(t.Context(), session.TCP, p, func(page []session.Session) error { n += len(page); return nil })
+			if err == nil && n != 200 {
+				err = fmt.Errorf("%d sessions, want 200", n)
+			}
+			return err
+		},
+	}
+	for _, request := range requests {
+		go func() {
+			for range 20 {
+				if err := request(); err != nil {
+					errs <- err
+					return
+				}
+			}
+			errs <- nil
+		}()
+	}
+	for range requests {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestTheWatcherTellsOfTheModule(t *testing.T) {
+	k := nlchantest.New(t, "4.1.15")
+	w, err := nlchan.NewWatcher(nlchan.On(k))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	k.Unload()
+	k.Load("4.1.9")
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	var got []nlchan.Event
+	err = w.Run(ctx, func(e nlchan.Event) {
+		got = append(got, e)
+		if len(got) == 2 {
+			cancel()
+		}
+	})
+	if !errors.Is(err, context.Canceled) || !slices.Equal(got, []nlchan.Event{nlchan.ModuleRemoved, nlchan.ModuleLoaded}) {
+		t.Errorf("got %v, %v", got, err)
+	}
+}
+
+func TestTheWatcherEndsWhenClosed(t *testing.T) {
+	w, err := nlchan.NewWatcher(nlchan.On(nlchantest.New(t, "4.1.15")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error)
+	go func() { ended <- w.Run(t.Context(), func(nlchan.Event) {}) }()
+	w.Close()
+	if err := <-ended; !errors.Is(err, nlchan.ErrClosed) {
+		t.Errorf("got %v", err)
+	}
+}
