@@ -33,8 +33,8 @@ func pair(t testing.TB) (j, k *nstest.NS) {
 	j, k = nstest.New(t), nstest.New(t)
 	nstest.Veth(j, "eth2", k, "eth2")
 	for i, n := range []*nstest.NS{j, k} {
-		n.IP(fmt.Sprintf("address add 192.0.2.%d/24 dev eth2", 4+i))
-		n.IP(fmt.Sprintf("address add 2001:db8:ff08::%d/96 dev eth2", 4+i))
+		n.Address("eth2", fmt.Sprintf("192.0.2.%d/24", 4+i))
+		n.Address("eth2", fmt.Sprintf("2001:db8:ff08::%d/96", 4+i))
 	}
 	return j, k
 }
@@ -196,8 +196,8 @@ func TestAnotherGroupOnTheSamePortIsNotHeard(t *testing.T) {
 func TestTheSameGroupOnAnotherInterfaceIsNotHeard(t *testing.T) {
 	j, k := pair(t)
 	nstest.Veth(j, "eth3", k, "eth3")
-	j.IP("address add 198.51.100.4/24 dev eth3")
-	k.IP("address add 198.51.100.5/24 dev eth3")
+	j.Address("eth3", "198.51.100.4/24")
+	k.Address("eth3", "198.51.100.5/24")
 	for _, group := range []netip.AddrPort{group4, group6, link6} {
 		t.Run(group.String(), func(t *testing.T) {
 			eth2 := Config{Group: group, In: "eth2", Out: "eth2", TTL: 1}
@@ -229,8 +229,8 @@ func waiting(conn *net.UDPConn) (n int, err error) {
 func TestOneInterfaceToListenOnAndAnotherToSendThrough(t *testing.T) {
 	j, k := pair(t)
 	nstest.Veth(j, "eth3", k, "eth3")
-	j.IP("address add 198.51.100.4/24 dev eth3")
-	k.IP("address add 198.51.100.5/24 dev eth3")
+	j.Address("eth3", "198.51.100.4/24")
+	k.Address("eth3", "198.51.100.5/24")
 	for _, group := range []netip.AddrPort{group4, group6, link6} {
 		for _, noReuse := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%v/NoReuse=%v", group, noReuse), func(t *testing.T) {
@@ -347,7 +347,7 @@ func TestRefreshNoticesANewAddress(t *testing.T) {
 	j, _ := pair(t)
 	c := open(t, j, byEth24)
 	j.IP("address flush dev eth2 scope global")
-	j.IP("address add 192.0.2.77/24 dev eth2")
+	j.Address("eth2", "192.0.2.77/24")
 	if err := c.Refresh(); err != nil {
 		t.Fatal(err)
 	}
@@ -527,7 +527,7 @@ func TestOurDatagramsAreThoseOfTheCDaemon(t *testing.T) {
 
 func TestTheIPv4AddressGivenIsTheSource(t *testing.T) {
 	j, k := pair(t)
-	j.IP("address add 192.0.2.44/24 dev eth2") // secondary: not the kernel's own choice
+	j.Address("eth2", "192.0.2.44/24") // secondary: not the kernel's own choice
 	cfg := Config{Group: group4, In: "192.0.2.44", Out: "192.0.2.44", TTL: 1}
 	ck := open(t, k, byEth24)
 	for name, w := range map[string]writer{
@@ -746,11 +746,11 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 	n.IP("link add name fresh type veth peer name fresh-peer")
 	n.IP("link set fresh-peer up")
 	n.IP("link set fresh up")
-	n.IP("address add 2001:db8::1/64 dev eth2")
+	n.Address("eth2", "2001:db8::1/64")
 	n.IP("link add name twin type veth peer name twin-peer")
 	n.IP("link set twin-peer up")
 	n.IP("link set twin up")
-	n.IP("address add 2001:db8::1/64 dev twin")
+	n.Address("twin", "2001:db8::1/64")
 
 	for _, c := range []struct {
 		name string
@@ -885,6 +885,7 @@ func TestAFullSendBufferObeysTheDeadline(t *testing.T) {
 	if err := c.SetWriteDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
 		t.Fatal(err)
 	}
+	defer time.AfterFunc(limit, func() { c.Close() }).Stop()
 	payload := make([]byte, 1000)
 	for range 1000 {
 		err := c.Write(payload)

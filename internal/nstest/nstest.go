@@ -31,7 +31,7 @@ type NS struct {
 }
 
 // New makes a namespace with its loopback up and duplicate address detection
-// off, so that an IPv6 address is usable as soon as it is there.
+// off, so that no test waits seconds for an IPv6 address.
 func New(t testing.TB) *NS {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -118,6 +118,18 @@ func (n *NS) Command(name string, args ...string) string {
 func (n *NS) IP(line string) string {
 	n.t.Helper()
 	return n.Command("ip", strings.Fields(line)...)
+}
+
+// Address gives the interface an address, such as "2001:db8::4/96", that may be
+// used at once: one of IPv6 is tentative for a moment even without duplicate
+// address detection, unless it is added as not to be checked.
+func (n *NS) Address(iface, prefix string) {
+	n.t.Helper()
+	line := "address add " + prefix + " dev " + iface
+	if strings.Contains(prefix, ":") {
+		line += " nodad"
+	}
+	n.IP(line)
 }
 
 // Sysctl sets a variable of the namespace, such as

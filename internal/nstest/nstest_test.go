@@ -33,8 +33,8 @@ func TestNamespacesSeeOnlyTheirOwnInterfaces(t *testing.T) {
 func TestTheWireCarriesPacketsAtOnce(t *testing.T) {
 	a, b := New(t), New(t)
 	Veth(a, "eth2", b, "eth2")
-	a.IP("address add 2001:db8::1/64 dev eth2")
-	b.IP("address add 2001:db8::2/64 dev eth2")
+	a.Address("eth2", "2001:db8::1/64")
+	b.Address("eth2", "2001:db8::2/64")
 	var listener net.PacketConn
 	b.Do(func() {
 		var err error
