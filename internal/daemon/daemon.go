@@ -7,10 +7,7 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"net"
-	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -86,7 +83,7 @@ type Daemon struct {
 // no module, no instance, no such interface, no privilege. Once in service, it
 // waits for whatever goes away to return.
 func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logger) error {
-	group, err := resolveGroup(ctx, cfg)
+	group, err := cfg.ResolveGroup(ctx)
 	if err != nil {
 		return err
 	}
@@ -150,21 +147,4 @@ func (d *Daemon) run(ctx context.Context, first *link) error {
 	g.Go(func() error { return d.serve(ctx, first) })
 	g.Go(func() error { return d.listen(ctx) })
 	return g.Wait()
-}
-
-// resolveGroup finds the group's address, which may be given as a host's name.
-func resolveGroup(ctx context.Context, cfg *config.Config) (netip.AddrPort, error) {
-	if a, err := netip.ParseAddr(cfg.Group); err == nil {
-		return netip.AddrPortFrom(a, cfg.Port), nil
-	}
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", cfg.Group)
-	if err != nil {
-		return netip.AddrPort{}, fmt.Errorf("multicast group: %w: name an address", err)
-	}
-	for _, a := range addrs {
-		if a = a.Unmap(); a.IsMulticast() {
-			return netip.AddrPortFrom(a, cfg.Port), nil
-		}
-	}
-	return netip.AddrPort{}, fmt.Errorf("multicast group %q: none of its addresses (%v) is a multicast address", cfg.Group, addrs)
 }

@@ -161,7 +161,8 @@ type Timeouts struct {
 	TCPEst, TCPTrans, UDP, ICMP uint32
 }
 
-// DefaultTimeouts are Jool's (RFC 6146, section 4).
+// DefaultTimeouts are those of an instance that nobody configured. For the first,
+// RFC 6146 wants four minutes more (section 4, TCP_EST).
 var DefaultTimeouts = Timeouts{TCPEst: 7_200_000, TCPTrans: 240_000, UDP: 300_000, ICMP: 60_000}
 
 // Of is the full life in milliseconds of a session with this protocol and

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"joold/internal/control"
+	"joold/internal/session"
+)
+
+// daemonAt serves h on a socket until the test ends, and returns its path.
+func daemonAt(t *testing.T, h control.Handler) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "edge.sock")
+	s, err := control.Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.Serve(ctx, h)
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	return path
+}
+
+func TestAdvertiseTellsHowItWent(t *testing.T) {
+	path := daemonAt(t, func(_ context.Context, r control.Request, reply func(control.Reply) error) error {
+		if r.Op != control.OpAdvertise || r.Rate != 500 {
+			t.Errorf("asked %+v", r)
+		}
+		if err := reply(control.Reply{Progress: &control.Progress{Read: 10}}); err != nil {
+			return err
+		}
+		return reply(control.Reply{Done: &control.Progress{Total: 20_000, Sent: 20_000, Datagrams: 556, Seconds: 2.04}})
+	})
+	status, stdout, stderr := joold(t, "advertise", "--socket", path, "--rate", "500")
+	if want := "advertised 20000 sessions in 556 datagrams, 2.0 s\n"; status != exitOK || stdout != want || stderr != "" {
+		t.Errorf("status %d, %q, %q", status, stdout, stderr)
+	}
+}
+
+func TestAdvertiseFailsWithTheDaemonsWords(t *testing.T) {
+	path := daemonAt(t, func(context.Context, control.Request, func(control.Reply) error) error {
+		return os.ErrDeadlineExceeded
+	})
+	status, stdout, stderr := joold(t, "advertise", "--socket", path)
+	if status != exitFailed || stdout != "" || stderr != "joold: i/o timeout\n" {
+		t.Errorf("status %d, %q, %q", status, stdout, stderr)
+	}
+}
+
+func TestATerminalSeesRateAndTimeLeft(t *testing.T) {
+	var b bytes.Buffer
+	p := progress{w: &b, terminal: true}
+	p.update(control.Progress{Read: 75})
+	p.update(control.Progress{Read: 20_000, Total: 20_000, Sent: 5_000, Seconds: 2})
+	p.end(control.Progress{Total: 20_000, Datagrams: 556, Seconds: 8})
+	want := "\r\x1b[Kreading the kernel's table: 75 sessions" +
+		"\r\x1b[K[######..................] 5000 of 20000 sessions, 2500/s, 6s left" +
+		"\r\x1b[Kadvertised 20000 sessions in 556 datagrams, 8.0 s\n"
+	if b.String() != want {
+		t.Errorf("got %q", b.String())
+	}
+}
+
+func sampleStatus() *control.Status {
+	return &control.Status{
+		Version: "1.0", PID: 7, Uptime: 90,
+		Instance: control.Instance{Name: "edge", InService: true, Module: "4.1.15", Encoding: "4.1.13", Pool6: "64:ff9b::/96", SyncEnabled: true},
+		Network:  control.Network{Group: "[ff08::1]:6400", In: "eth2", Out: "eth2", Source: "fe80::4", MTU: 1500, Wire: "4.1.13"},
+		Kernel:   control.Kernel{Messages: 3, Sessions: 40, Bytes: 1600},
+		Net: control.Net{
+			SentSessions: 40, SentDatagrams: 2, SentBytes: 1600,
+			SendErrors: map[string]uint64{"EPERM": 2}, Refused: map[string]uint64{"pool4": 5, "timer": 0},
+		},
+		Peers: []control.Peer{
+			{Address: "fe80::5%eth2", Encoding: "4.1.11", ByteOrder: "same", Ago: 1.23, Datagrams: 4, Sessions: 30, Refused: 5},
+			{Address: "fe80::6%eth2", Encoding: "4.1.13", ByteOrder: "other", Ago: 4},
+		},
+	}
+}
+
+func TestStatusIsReadableAtAGlance(t *testing.T) {
+	path := daemonAt(t, func(_ context.Context, _ control.Request, reply func(control.Reply) error) error {
+		return reply(control.Reply{Status: sampleStatus()})
+	})
+	status, stdout, stderr := joold(t, "status", "--socket", path)
+	want := `joold      1.0, pid 7, up 1m30s
+instance   edge: in service, Jool 4.1.15 (encoding 4.1.13), pool6 64:ff9b::/96
+group      [ff08::1]:6400, in eth2, out eth2
+           from fe80::4, MTU 1500, sending encoding 4.1.13
+           socket buffers 0 KiB in, 0 KiB out
+kernel     announced 40 sessions in 3 messages, 1600 bytes
+           took in 0 sessions in 0 messages; 0 wait
+network    sent 40 sessions in 2 datagrams, 1600 bytes
+           heard 0 sessions in 0 datagrams, 0 bytes
+errors     send errors (EPERM) 2, refused entries (pool4) 5
+peers      fe80::5%eth2, encoding 4.1.11, heard 1.2s ago: 30 sessions in 4 datagrams, 5 entries refused
+           fe80::6%eth2, encoding 4.1.13, of the other byte order, heard 4s ago: 0 sessions in 0 datagrams, 0 entries refused
+           a C daemon that only listens cannot be seen
+`
+	if status != exitOK || stdout != want || stderr != "" {
+		t.Errorf("status %d, stderr %q, stdout:\n%s", status, stderr, stdout)
+	}
+}
+
+func TestStatusNamesWhatIsWaitedForAndWhatIsOff(t *testing.T) {
+	s := sampleStatus()
+	s.Instance = control.Instance{Name: "edge", WaitingFor: "no such instance"}
+	s.Peers, s.Net.SendErrors, s.Net.Refused = nil, nil, nil
+	var b strings.Builder
+	writeStatus(&b, s)
+	for _, want := range []string{"edge: out of service: no such instance\n", "errors     none\n", "peers      none heard\n"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in:\n%s", want, &b)
+		}
+	}
+	b.Reset()
+	s = sampleStatus()
+	s.Instance.SyncEnabled, s.Instance.AnyMask = false, true
+	writeStatus(&b, s)
+	for _, want := range []string{"jool -i edge global update ss-enabled true", "pool4 is empty"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in:\n%s", want, &b)
+		}
+	}
+}
+
+func TestStatusInJSONIsTheDaemonsOwn(t *testing.T) {
+	path := daemonAt(t, func(_ context.Context, _ control.Request, reply func(control.Reply) error) error {
+		return reply(control.Reply{Status: sampleStatus()})
+	})
+	status, stdout, _ := joold(t, "status", "--socket", path, "--json")
+	var got control.Status
+	if err := json.Unmarshal([]byte(stdout), &got); status != exitOK || err != nil || got.Peers[1].Address != "fe80::6%eth2" {
+		t.Errorf("status %d, %v, %s", status, err, stdout)
+	}
+}
+
+func TestFollowShowsTheColumnsOfTheCCommand(t *testing.T) {
+	p, err := session.NewPool6(netip.MustParsePrefix("64:ff9b::/96"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := session.Session{
+		Src6: netip.MustParseAddr("2001:db8::8").As16(), Src6Port: 37878,
+		Src4: [4]byte{192, 0, 2, 1}, Src4Port: 62805, Dst4: [4]byte{192, 0, 2, 8}, Dst4Port: 1234,
+		Proto: session.TCP, State: session.V4FinRcv, Expiration: 7_198_232,
+	}
+	// The lines are those of Jool's manual of `jool session follow`.
+	if got, want := string(appendCSV(nil, &s, p)), "TCP,2001:db8::8,37878,192.0.2.1,62805,192.0.2.8,1234,1:59:58.232"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if got, want := clock(240_000), "0:04:00"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	want := `{"proto":"TCP","state":"V4_FIN_RCV","src6":"[2001:db8::8]:37878","dst6":"[64:ff9b::c000:208]:1234",` +
+		`"src4":"192.0.2.1:62805","dst4":"192.0.2.8:1234","expires_in_ms":7198232}`
+	if got := string(appendJSON(nil, &s, p)); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	s.Proto, s.State, s.Dst4Port = session.ICMP, session.Established, s.Src4Port
+	if got := string(appendJSON(nil, &s, p)); !strings.Contains(got, `"dst6":"[64:ff9b::c000:208]:37878"`) || strings.Contains(got, "state") {
+		t.Errorf("ICMP: %s", got)
+	}
+}
+
+func TestTheControlSocketIsNamedAfterTheInstance(t *testing.T) {
+	status, _, stderr := joold(t, "status", "-i", "nobody-serves")
+	if status != exitNoDaemon || !strings.Contains(stderr, "nobody-serves") || !strings.Contains(stderr, control.Dir) {
+		t.Errorf("status %d, %q", status, stderr)
+	}
+}

@@ -1,0 +1,134 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"joold/internal/config"
+	"joold/internal/control"
+)
+
+func statusCommand() *command {
+	return &command{
+		name:  "status",
+		short: "show what the running daemon does, and whom it hears",
+		long: `Shows the instance, the kernel module, the multicast group, counters each way
+and the peers that were heard. A C daemon that only listens cannot be seen.
+
+Examples:
+  joold status
+  joold status -i edge --json`,
+		setup: func(fs *pflag.FlagSet) func(context.Context, *env) error {
+			client := config.DefineClient(fs)
+			json := fs.Bool("json", false, "show JSON")
+			return func(ctx context.Context, e *env) error { return status(ctx, e, client, *json) }
+		},
+	}
+}
+
+// status shows what the daemon says of itself.
+func status(ctx context.Context, e *env, cl *config.Client, asJSON bool) error {
+	return call(ctx, cl, control.Request{Op: control.OpStatus}, func(r control.Reply) error {
+		if r.Status == nil {
+			return errors.New("the daemon gave no status: is it of another version?")
+		}
+		if asJSON {
+			enc := json.NewEncoder(e.stdout)
+			enc.SetIndent("", "  ")
+			return enc.Encode(r.Status)
+		}
+		return writeStatus(e.stdout, r.Status)
+	})
+}
+
+func writeStatus(w io.Writer, s *control.Status) error {
+	var b strings.Builder
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(&b, "%-10s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	line("joold", "%s, pid %d, up %s", s.Version, s.PID, time.Duration(s.Uptime*float64(time.Second)).Round(time.Second))
+	i := s.Instance
+	if i.InService {
+		line("instance", "%s: in service, Jool %s (encoding %s), pool6 %s", i.Name, i.Module, i.Encoding, i.Pool6)
+		if !i.SyncEnabled {
+			line("", "session synchronization is off: `jool -i %s global update ss-enabled true`", i.Name)
+		}
+		if i.AnyMask {
+			line("", "pool4 is empty: peers' masks are not checked")
+		}
+	} else {
+		line("instance", "%s: out of service: %s", i.Name, i.WaitingFor)
+	}
+	n := s.Network
+	line("group", "%s, in %s, out %s", n.Group, kernelsChoice(n.In), kernelsChoice(n.Out))
+	line("", "from %s, MTU %d, sending encoding %s", n.Source, n.MTU, n.Wire)
+	line("", "socket buffers %d KiB in, %d KiB out", n.ReadBuffer>>10, n.WriteBuffer>>10)
+	k := s.Kernel
+	line("kernel", "announced %d sessions in %d messages, %d bytes", k.Sessions, k.Messages, k.Bytes)
+	line("", "took in %d sessions in %d messages; %d wait", k.Injected, k.AddMessages, k.Waiting)
+	line("network", "sent %d sessions in %d datagrams, %d bytes", s.Net.SentSessions, s.Net.SentDatagrams, s.Net.SentBytes)
+	line("", "heard %d sessions in %d datagrams, %d bytes", s.Net.RcvdSessions, s.Net.RcvdDatagrams, s.Net.RcvdBytes)
+
+	line("errors", "%s", cmp.Or(joinCounts(
+		count("kernel overruns", k.Overruns), count("malformed kernel messages", k.Malformed),
+		counts("unreadable kernel entries", k.Unreadable), count("injections refused", k.AddErrors),
+		count("sessions dropped before the kernel", k.Dropped),
+		counts("send errors", s.Net.SendErrors), count("read errors", s.Net.ReadErrors), count("socket drops", s.Net.SocketDrops),
+		counts("unreadable entries", s.Net.Unreadable), counts("refused entries", s.Net.Refused),
+		count("datagrams while out of service", s.Net.Unserved)), "none"))
+	for n, p := range s.Peers {
+		name, order := "", ""
+		if n == 0 {
+			name = "peers"
+		}
+		if p.ByteOrder == "other" {
+			order = ", of the other byte order"
+		}
+		line(name, "%s, encoding %s%s, heard %s ago: %d sessions in %d datagrams, %d entries refused", p.Address, p.Encoding, order,
+			time.Duration(p.Ago*float64(time.Second)).Round(100*time.Millisecond), p.Sessions, p.Datagrams, p.Refused)
+	}
+	if len(s.Peers) == 0 {
+		line("peers", "none heard")
+	}
+	line("", "a C daemon that only listens cannot be seen")
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func kernelsChoice(iface string) string {
+	if iface == "" {
+		return "(kernel's choice)"
+	}
+	return iface
+}
+
+// count is "what N", or nothing for zero.
+func count(what string, n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s %d", what, n)
+}
+
+// counts is a count for each kind that occurred.
+func counts(what string, m map[string]uint64) string {
+	var parts []string
+	for kind, n := range m {
+		parts = append(parts, count(what+" ("+kind+")", n))
+	}
+	slices.Sort(parts)
+	return joinCounts(parts...)
+}
+
+func joinCounts(parts ...string) string {
+	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), ", ")
+}
