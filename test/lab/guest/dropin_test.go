@@ -119,9 +119,10 @@ func TestDropInTheModulesOwnAdvertisementIsCarried(t *testing.T) {
 
 func TestDropInInstancesInOneNamespaceDoNotHearEachOther(t *testing.T) {
 	l := New(t, Config{})
-	other := []string{"tcp 192.0.2.1 50000-60000", "udp 192.0.2.1 50000-60000", "icmp 192.0.2.9 0-65535"}
 	for _, n := range []*Node{l.J, l.K} {
-		n.AddInstanceNamed("other", "2001:db8:64::/96", other)
+		// A namespace has room for one instance of Netfilter's; one of iptables' need not translate to be there.
+		n.Sh(`jool instance add other --iptables --pool6 2001:db8:64::/96
+			jool -i other global update ss-enabled true`)
 	}
 	second := Ours
 	second.command = func(n *Node, group netip.Addr) []string {
