@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"syscall"
 
 	"joold/internal/config"
 	"joold/internal/control"
@@ -54,6 +55,8 @@ var exitCauses = []struct {
 	{mcast.ErrNoAddress, exitNoInterface},
 	{mcast.ErrNoRoute, exitNoInterface},
 	{mcast.ErrPortInUse, exitNoInterface},
+	{syscall.EADDRNOTAVAIL, exitNoInterface},
+	{syscall.EADDRINUSE, exitNoInterface},
 }
 
 func exitStatus(err error) int {

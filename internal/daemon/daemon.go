@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"sync/atomic"
 	"time"
 
@@ -102,14 +103,15 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	}
 	defer first.Close()
 
-	path := cfg.ControlSocket
-	if path == "" {
-		if path, err = control.Path(cfg.Instance); err != nil {
+	var stats net.PacketConn
+	if cfg.Stats {
+		if stats, err = listenStats(ctx, cfg); err != nil {
 			return err
 		}
+		defer stats.Close()
 	}
-	server, err := control.Listen(path)
-	if err != nil && errors.Is(err, control.ErrInUse) {
+	server, err := listenControl(cfg)
+	if errors.Is(err, control.ErrInUse) {
 		return err
 	} else if err != nil {
 		// Sessions matter more than questions about them.
@@ -117,11 +119,7 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	}
 
 	g, ctx := errgroup.WithContext(ctx)
-	if cfg.Stats {
-		stats, err := listenStats(ctx, cfg)
-		if err != nil {
-			return err
-		}
+	if stats != nil {
 		g.Go(func() error { return d.serveStats(ctx, stats) })
 	}
 	if server != nil {
@@ -129,6 +127,17 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	}
 	g.Go(func() error { return d.run(ctx, first) })
 	return g.Wait()
+}
+
+func listenControl(cfg *config.Config) (*control.Server, error) {
+	path := cfg.ControlSocket
+	if path == "" {
+		var err error
+		if path, err = control.Path(cfg.Instance); err != nil {
+			return nil, err
+		}
+	}
+	return control.Listen(path)
 }
 
 func newDaemon(cfg *config.Config, version string, log *slog.Logger, group network, dial func() (kernel, error)) *Daemon {

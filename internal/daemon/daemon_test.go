@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -629,6 +630,37 @@ func TestStatisticsAreTheCDaemonsLines(t *testing.T) {
 	if got := string(b.statsLines()); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
+}
+
+func TestTheStatisticsSocketAnswersAnyDatagramOnBothFamilies(t *testing.T) {
+	b := start(t, newModelKernel(session.Enc4113), nil)
+	conn, err := listenStats(t.Context(), &config.Config{StatsAddr: "::"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- b.serveStats(ctx, conn) }()
+	_, port, _ := net.SplitHostPort(conn.LocalAddr().String())
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		c, err := net.Dial("udp", net.JoinHostPort(host, port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.SetDeadline(time.Now().Add(30 * time.Second))
+		c.Write(nil)
+		answer := make([]byte, 1000)
+		n, err := c.Read(answer)
+		if err != nil || string(answer[:n]) != string(b.statsLines()) {
+			t.Errorf("%s: %q, %v", host, answer[:n], err)
+		}
+		c.Close()
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	conn.Close()
 }
 
 func TestStrangersCannotFillThePeerTable(t *testing.T) {

@@ -24,7 +24,6 @@ func listenStats(ctx context.Context, cfg *config.Config) (net.PacketConn, error
 
 // serveStats answers whatever datagram comes with the C daemon's six lines.
 func (d *Daemon) serveStats(ctx context.Context, conn net.PacketConn) error {
-	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	query := make([]byte, 1)
 	for {
