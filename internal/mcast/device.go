@@ -48,8 +48,7 @@ func (c *Conn) findDevices(cfg Config) error {
 	if isLinkLocal(c.group.Addr()) {
 		switch {
 		case c.in.index == 0 && c.out.index == 0:
-			return c.fail("join", "", fmt.Errorf(
-				"%w: every link has a group of this address: name the interface, as in %v%%eth2", ErrNoRoute, c.group.Addr()))
+			return c.fail("join", "", fmt.Errorf("%w, or give the group a zone, as in %v%%eth2", ErrNoRoute, c.group.Addr()))
 		case c.in.index == 0:
 			c.in = c.out
 		case c.out.index == 0:
