@@ -58,24 +58,6 @@ stage() {
 	made=$dir
 }
 
-# install_tools brings what this script and qemu need on a fresh Debian 12.
-install_tools() {
-	local want=()
-	have() { command -v "$1" >/dev/null || [ -x "/sbin/$1" ] || want+=("$2"); }
-	have qemu-system-x86_64 qemu-system-x86
-	have gcc-12 gcc-12
-	have make make
-	have cpio cpio
-	have depmod kmod
-	ldconfig -p | grep -q 'libelf\.so\.1 ' || want+=(libelf1)
-	[ ${#want[@]} -gt 0 ] || return 0
-
-	local cmd=(apt-get install -y --no-install-recommends "${want[@]}")
-	[ "$(id -u)" = 0 ] || die "these packages are missing; as root: ${cmd[*]}"
-	say "installing ${want[*]}"
-	"${cmd[@]}" >"$log" 2>&1 || { quietly apt-get update && quietly "${cmd[@]}"; }
-}
-
 # debian_uri is where this machine itself gets Debian's packages from.
 debian_uri() {
 	apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' 'Component: main' |
@@ -175,7 +157,7 @@ libraries() {
 add_libraries() {
 	local image=$1 root=$2
 	mkdir -p "$image/usr/lib/x86_64-linux-gnu" "$image/usr/lib64"
-	cp -Lf $(libraries "$root" "${@:3}") "$image/usr/lib/x86_64-linux-gnu/"
+	libraries "$root" "${@:3}" | xargs cp -Lft "$image/usr/lib/x86_64-linux-gnu/"
 	cp -Lf "$root/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2" "$image/usr/lib64/"
 }
 
@@ -195,7 +177,7 @@ build_image() {
 	ln -s ../run base/var/run
 	cp -r "$here/image/." base/
 	for p in $guest_programs; do
-		for p in root/usr/bin/$p root/usr/sbin/$p; do [ ! -e "$p" ] || cp -L "$p" base/usr/bin/; done
+		cp -L "$(find root/usr/bin root/usr/sbin -name "$p" -print -quit)" base/usr/bin/
 	done
 	add_libraries "$base" "$root" base/usr/bin/*
 	ln -s dash base/usr/bin/sh
@@ -223,7 +205,7 @@ build_image() {
 		cp "$modules_dir/${v%:*}"/*.ko "$over/usr/lib/modules/$kv/updates/"
 		ln -s usr/lib "$over/lib"
 		depmod -b "$over" "$kv"
-		rm -r "$over/lib" "$over/usr/lib/modules/$kv/kernel"
+		rm -r "${over:?}/lib" "$over/usr/lib/modules/$kv/kernel"
 		echo "${v%:*}" >"$over/etc/jool-version"
 		(cat base.cpio && pack "$over") >"initramfs-${v%:*}"
 	done
@@ -235,8 +217,7 @@ build_image() {
 mkdir -p "$cache"
 exec 9>"$cache/lock"
 flock 9 # two runs at once would make everything twice
-log=$cache/install.log
-install_tools
+"$here/../../scripts/apt-needs" qemu-system-x86 gcc-12 make cpio kmod libelf1
 
 stage debs "$( (echo "$versions $guest_packages"; declare -f download_debs use_suite) | hash)" download_debs
 debs=$made

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +24,7 @@ import (
 )
 
 // mixed are pairs of machines joined by a wire: J's version and K's. They run the scenarios named TestMixed..., and only those.
-var mixed = []string{"4.1.9+4.1.15", "4.1.15+4.1.9"}
+var mixed = []string{"J4.1.9-K4.1.15", "J4.1.15-K4.1.9"}
 
 func TestLab(t *testing.T) {
 	ctx := context.Background()
@@ -40,7 +41,7 @@ func TestLab(t *testing.T) {
 	want := strings.Split(flag.Lookup("test.run").Value.String(), "/")
 	for _, versions := range append(vm.Versions, mixed...) {
 		t.Run(versions, func(t *testing.T) {
-			scenarios := choose(t, programs, strings.Contains(versions, "+"), want)
+			scenarios := choose(t, programs, slices.Contains(mixed, versions), want)
 			if len(scenarios) == 0 {
 				return
 			}
@@ -128,7 +129,7 @@ func startGuests(ctx context.Context, t *testing.T, image, programs, versions st
 	}
 
 	ctx, cancel := context.WithCancel(ctx)
-	j, k, two := strings.Cut(versions, "+")
+	j, k, two := strings.Cut(strings.TrimPrefix(versions, "J"), "-K")
 	first := vm.Guest{Image: image, Jool: j, Output: in}
 	var second vm.Guest
 	if two {
@@ -179,6 +180,9 @@ func share(t *testing.T, programs, script string) string {
 		if err := os.Link(filepath.Join(programs, name), filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := os.CopyFS(filepath.Join(dir, "contrib"), os.DirFS("../../contrib")); err != nil {
+		t.Fatal(err)
 	}
 	text := "#!/bin/sh\ncp /lab/labguest /lab/joold /usr/bin\n" + script + "\n"
 	if err := os.WriteFile(filepath.Join(dir, "run"), []byte(text), 0o755); err != nil {

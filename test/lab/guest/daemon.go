@@ -9,6 +9,7 @@ import (
 // A Daemon is a way to start a session synchronization daemon, and to make it advertise.
 type Daemon struct {
 	Name      string
+	ours      bool
 	command   func(*Node, netip.Addr) []string
 	advertise func(*Node) []string
 }
@@ -44,6 +45,7 @@ var CFiles = Daemon{
 // Ours is the daemon of this project.
 var Ours = Daemon{
 	Name: "ours",
+	ours: true,
 	command: func(n *Node, group netip.Addr) []string {
 		dev := n.syncInterface(group)
 		return []string{"joold", "-i", n.lab.Instance, "--net.mcast.addr", group.String(),
@@ -55,6 +57,7 @@ var Ours = Daemon{
 // OursFiles is the daemon of this project, started with the C daemon's files.
 var OursFiles = Daemon{
 	Name: "ours with files",
+	ours: true,
 	command: func(n *Node, group netip.Addr) []string {
 		return append([]string{"joold"}, n.writeFiles(group)...)
 	},

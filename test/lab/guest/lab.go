@@ -87,7 +87,7 @@ func New(t T, c Config) *Lab {
 	there := here
 	if os.Getenv("LAB_WIRE") != "" {
 		if err := addressWire(wireLocal); err != nil {
-			t.Fatalf("set up the wire to the other machine: %v", err)
+			t.Fatalf("%v", err)
 		}
 		there = remote{}
 	}
@@ -133,7 +133,6 @@ func (l *Lab) clean() {
 				[ ! -e /run/mnt-$ns ] || { umount /run/mnt-$ns; rm /run/mnt-$ns; }
 				ip netns del $ns
 			done
-			for wire in $(ls /sys/class/net | grep ^wire || true); do ip link del $wire; done
 			i=0
 			until modprobe -r jool; do i=$((i + 1)); [ $i -lt 100 ]; sleep 0.2; done
 			modprobe jool
@@ -217,7 +216,8 @@ func (l *Lab) build() {
 		n.Start("syslogd", "-n", "-S", "-O", "/dev/stdout")
 	}
 	for _, n := range []*Node{l.J, l.K} {
-		n.Sh("sysctl -qw net.ipv4.conf.all.forwarding=1 net.ipv6.conf.all.forwarding=1")
+		n.Sh(`sysctl -qw net.ipv4.conf.all.forwarding=1 net.ipv6.conf.all.forwarding=1
+			sysctl -qw net.ipv6.conf.all.keep_addr_on_down=1 # nobody configures an interface again that comes back`)
 	}
 	for _, a := range VirtualAddresses {
 		dev, addr, _ := strings.Cut(a, " ")
@@ -229,9 +229,8 @@ func (l *Lab) build() {
 func (l *Lab) overWire(s *strings.Builder, node string, f iface) {
 	for _, seg := range segments {
 		if seg.name == f.segment {
-			l.script(local{}, fmt.Sprintf(`ip link add link %s name wire%s type vlan id %[2]s
-				ip link set wire%[2]s netns net
-				ip -n net link set wire%[2]s master %[3]s up`, wireDevice, seg.vlan, seg.name))
+			l.script(local{}, fmt.Sprintf("ip link add link %s name wire%s netns net type vlan id %[2]s; ip -n net link set wire%[2]s master %[3]s up",
+				wireDevice, seg.vlan, seg.name))
 			fmt.Fprintf(s, "ip link add link %s name %s netns %s type vlan id %s\nip -n %[3]s link set %[2]s up\n",
 				wireDevice, f.name, node, seg.vlan)
 		}
@@ -242,7 +241,7 @@ func (l *Lab) overWire(s *strings.Builder, node string, f iface) {
 func (l *Lab) Wait(what string, state func() (string, bool)) {
 	l.t.Helper()
 	var seen string
-	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
 		var ok bool
 		if seen, ok = state(); ok {
 			return

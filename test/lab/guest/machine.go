@@ -60,7 +60,7 @@ func (p localProcess) wait() error {
 
 // The wire carries, besides the network's segments as VLANs, this untagged link between the two machines.
 const (
-	wireDevice = "eth0"
+	wireDevice = "trunk"
 	wireLocal  = "10.106.108.1"
 	wireRemote = "10.106.108.2"
 	agentPort  = "7"
@@ -98,14 +98,13 @@ func ServeAgent() error {
 	}
 }
 
+// addressWire brings this machine's end up, once. It was eth0, a name that the nodes' interfaces need while they are made.
 func addressWire(address string) error {
-	for _, args := range [][]string{
-		{"ip", "link", "set", wireDevice, "up"},
-		{"ip", "address", "replace", address + "/24", "dev", wireDevice},
-	} {
-		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-			return fmt.Errorf("%q: %w: %s", args, err, out)
-		}
+	script := fmt.Sprintf(`[ -e /sys/class/net/%[1]s ] || ip link set eth0 name %[1]s
+		ip link set %[1]s up
+		ip address replace %[2]s/24 dev %[1]s`, wireDevice, address)
+	if out, err := exec.Command("sh", "-euc", script).CombinedOutput(); err != nil {
+		return fmt.Errorf("set up the wire between the machines: %w: %s", err, out)
 	}
 	return nil
 }
