@@ -48,6 +48,7 @@ type network interface {
 	ReadBatch(d []mcast.Datagram) (int, error)
 	Write(b []byte) error
 	MaxPayload() int
+	Refresh() error
 	SetReadDeadline(t time.Time) error
 	Local() mcast.Local
 	Drops() uint64

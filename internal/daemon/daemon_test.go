@@ -202,6 +202,8 @@ func (g *modelGroup) MaxPayload() int {
 	return g.max
 }
 
+func (g *modelGroup) Refresh() error { return nil }
+
 func (g *modelGroup) SetReadDeadline(time.Time) error {
 	g.once.Do(func() { close(g.closed) })
 	return nil
@@ -406,6 +408,21 @@ func TestADatagramThatNoLongerFitsGoesInPieces(t *testing.T) {
 	eventually(t, "all is out", func() bool { all, _ := b.g.sent(wkp); return len(all) == 36 })
 	if _, n := b.g.sent(wkp); n != 3 {
 		t.Errorf("%d datagrams, want 3 of at most 12 entries", n)
+	}
+}
+
+func TestAWiderPathIsMadeUseOf(t *testing.T) {
+	b := start(t, newModelKernel(session.Enc4113), func(c *config.Config) { c.BatchDeadline = time.Second })
+	b.out.resize(500) // it was narrow
+	var ss []session.Session
+	for p := range uint16(36) {
+		ss = append(ss, udp(p, 300_000))
+	}
+	b.followPath()
+	b.k.announced <- encode(session.Enc4113, wkp, ss...)
+	eventually(t, "all is out", func() bool { all, _ := b.g.sent(wkp); return len(all) == 36 })
+	if _, n := b.g.sent(wkp); n != 1 {
+		t.Errorf("%d datagrams, want 1", n)
 	}
 }
 

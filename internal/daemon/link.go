@@ -189,12 +189,22 @@ func (d *Daemon) poll(ctx context.Context, l *link) error {
 			return fmt.Errorf("%w: pool6 %s, was %s", errChanged, g.Pool6, l.pool6)
 		}
 		if n%pool4Polls == 0 {
+			d.followPath()
 			if err := l.readMasks(ctx, n%staticPolls == 0); err != nil {
 				return err
 			}
 		}
 		l.apply(g)
 	}
+}
+
+// followPath looks at the path to the group again, whose MTU may have changed.
+func (d *Daemon) followPath() {
+	if err := d.group.Refresh(); err != nil {
+		d.limit.Warn("cannot find the path to the group", "err", err)
+		return
+	}
+	d.out.resize(d.group.MaxPayload())
 }
 
 // sayIfDisabled tells, once per change, when the instance trades no sessions.

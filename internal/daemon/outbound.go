@@ -75,6 +75,13 @@ func (o *outlet) use(l *link) {
 	o.box = o.d.newOutbox(l)
 }
 
+// resize fits the datagrams to come to the path.
+func (o *outlet) resize(maxPayload int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.box.Resize(maxPayload)
+}
+
 func (d *Daemon) newOutbox(l *link) *batch.Outbox {
 	return batch.NewOutbox(l.wire, l.pool6, d.group.MaxPayload(), d.cfg.BatchDeadline)
 }
