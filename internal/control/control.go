@@ -83,7 +83,7 @@ func Path(instance string) (string, error) {
 	if initialNetns() {
 		return filepath.Join(Dir, name+".sock"), nil
 	}
-	fi, err := os.Stat("/proc/self/ns/net")
+	fi, err := os.Stat("/proc/thread-self/ns/net")
 	if err != nil {
 		return "", fmt.Errorf("cannot tell network namespaces apart: %w (is /proc mounted?)", err)
 	}
