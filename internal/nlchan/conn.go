@@ -120,7 +120,7 @@ func (c *Conn) dial(o options) error {
 	}
 	group, ok := f.groups[joolGroup]
 	if !ok || f.header < joolHeader {
-		return fmt.Errorf("Jool %s has no session channel: joold needs 4.1.4 or later", v)
+		return fmt.Errorf("module %s has no session channel: joold needs Jool 4.1.4 or later", v)
 	}
 	c.dialect = newDialect(f, v)
 	c.ack = endMessage(c.appendRequest(nil, c.opAck, 0, c.instance))

@@ -13,14 +13,14 @@ import (
 // What errors.Is finds in this package's errors. NAME stands for the instance;
 // Error puts it in.
 var (
-	ErrNoModule = errors.New("Jool's NAT64 module is not loaded: load it with `modprobe jool`")
+	ErrNoModule = errors.New("no NAT64 module of Jool is loaded: load it with `modprobe jool`")
 
 	ErrNoInstance = errors.New("no instance named 'NAME' in this network namespace: " +
 		"create it with `jool instance add NAME --netfilter --pool6 PREFIX`, or name another one")
 
 	// ErrStale: the module was removed, or removed and loaded again, since Dial.
 	// Nothing will come of this connection any more.
-	ErrStale = errors.New("Jool's module was removed or reloaded since: connect again")
+	ErrStale = errors.New("the module was removed or reloaded since: connect again")
 
 	ErrPermission = errors.New("CAP_NET_ADMIN is missing")
 

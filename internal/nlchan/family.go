@@ -36,7 +36,7 @@ func resolve(s Socket, name string) (family, error) {
 		return family{}, err
 	}
 	f := parseFamily(m.body)
-	if f.name != name || f.id == 0 {
+	if m.family != unix.GENL_ID_CTRL || f.name != name || f.id == 0 {
 		return family{}, fmt.Errorf("family %s: %w", name, errBadAnswer)
 	}
 	return f, nil

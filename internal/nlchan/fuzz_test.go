@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"testing"
+	"time"
 
 	"joold/internal/nlchan"
 	"joold/internal/nlchan/nlchantest"
@@ -41,6 +42,53 @@ func FuzzReceive(f *testing.F) {
 				return
 			}
 			session.Decode(nil, m.Entries, p)
+		}
+	})
+}
+
+// canned is a host whose only socket says what it was given, then closes.
+type canned [][]byte
+
+func (c *canned) Socket() (nlchan.Socket, error)    { return c, nil }
+func (c *canned) Module(string) (string, error)     { return "4.1.15.0", nil }
+func (c *canned) InUserNamespace() bool             { return false }
+func (c *canned) Send([]byte) error                 { return nil }
+func (c *canned) Poll(b []byte) (int, error)        { return c.Receive(b) }
+func (c *canned) Join(uint32) error                 { return nil }
+func (c *canned) SetReadBuffer(n int) (int, error)  { return n, nil }
+func (c *canned) SetReadDeadline(t time.Time) error { return nil }
+func (c *canned) Close() error                      { return nil }
+
+func (c *canned) Receive(b []byte) (int, error) {
+	if len(*c) == 0 {
+		return 0, nlchan.ErrClosed
+	}
+	n := len((*c)[0])
+	copy(b, (*c)[0])
+	*c = (*c)[1:]
+	return n, nil
+}
+
+// Whatever nlctrl says of a family, now or later, nothing breaks.
+func FuzzControl(f *testing.F) {
+	nlctrl := slices.Concat([]byte{40, 0, 0, 0, 16, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0},
+		[]byte{11, 0, 2, 0}, []byte("nlctrl\x00\x00"), []byte{6, 0, 1, 0, 16, 0, 0, 0})
+	jool := slices.Concat([]byte{84, 0, 0, 0, 16, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0},
+		[]byte{9, 0, 2, 0}, []byte("Jool\x00\x00\x00\x00"), []byte{6, 0, 1, 0, 33, 0, 0, 0, 8, 0, 4, 0, 28, 0, 0, 0, 8, 0, 5, 0, 13, 0, 0, 0},
+		[]byte{28, 0, 7, 128, 24, 0, 1, 128, 8, 0, 2, 0, 9, 0, 0, 0, 10, 0, 1, 0}, []byte("joold\x00\x00\x00"))
+	f.Add(nlctrl)
+	f.Add(jool)
+	f.Add(slices.Concat(jool[:16], []byte{2, 2, 0, 0}, jool[20:])) // DELFAMILY
+	f.Fuzz(func(t *testing.T, datagram []byte) {
+		if c, err := nlchan.Dial("edge", nlchan.On(&canned{datagram, datagram})); err == nil {
+			c.Close()
+		}
+		w, err := nlchan.NewWatcher(nlchan.On(&canned{nlctrl, datagram}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Run(t.Context(), func(nlchan.Event) {}); !errors.Is(err, nlchan.ErrClosed) {
+			t.Error(err)
 		}
 	})
 }

@@ -47,7 +47,7 @@ type options struct {
 }
 
 func newOptions(opts []Option) options {
-	o := options{host: linux{}, readBuffer: 4 << 20, perMessage: 1000}
+	o := options{host: linux{}, readBuffer: 4 << 20, perMessage: 250}
 	for _, opt := range opts {
 		opt(&o)
 	}
@@ -61,8 +61,8 @@ func On(h Host) Option { return func(o *options) { o.host = h } }
 // beyond the system's limit where permitted. The default is 4 MiB.
 func ReadBuffer(bytes int) Option { return func(o *options) { o.readBuffer = bytes } }
 
-// PerMessage bounds the sessions in one JOOLD_ADD, during which the kernel's
-// table, and all of generic netlink, is locked. The default is 1,000.
+// PerMessage bounds the sessions in one JOOLD_ADD, while which generic netlink is
+// locked, ACKs wait, and so does translation. The default is 250.
 func PerMessage(sessions int) Option {
 	return func(o *options) { o.perMessage = max(1, sessions) }
 }

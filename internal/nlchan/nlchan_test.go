@@ -282,6 +282,72 @@ func TestMalformedMessagesAreCountedAndOnlyOursAcknowledged(t *testing.T) {
 	}
 }
 
+// replay is a kernel that says its last message again and again, at no cost.
+type replay struct {
+	*nlchantest.Kernel
+	on bool
+}
+
+type replaySocket struct {
+	nlchan.Socket
+	host *replay
+	last []byte
+}
+
+func (r *replay) Socket() (nlchan.Socket, error) {
+	s, err := r.Kernel.Socket()
+	return &replaySocket{Socket: s, host: r}, err
+}
+
+func (s *replaySocket) Send(b []byte) error {
+	if s.host.on {
+		return nil
+	}
+	return s.Socket.Send(b)
+}
+
+func (s *replaySocket) Receive(b []byte) (int, error) {
+	if s.host.on {
+		return copy(b, s.last), nil
+	}
+	n, err := s.Socket.Receive(b)
+	s.last = slices.Clone(b[:n])
+	return n, err
+}
+
+func TestHearingAndAddingAllocateNothing(t *testing.T) {
+	forEachModule(t, func(t *testing.T, version string) {
+		r := &replay{Kernel: nlchantest.New(t, version)}
+		edge := r.AddInstance("edge", pool6)
+		c, err := nlchan.Dial("edge", nlchan.On(r))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		sessions, p := sessionsOf(session.TCP, 500), newPool6(t, pool6)
+		if err := c.Add(sessions, p); err != nil { // takes the buffer, once
+			t.Fatal(err)
+		}
+		edge.Announce(sessions[:10]...)
+		buf := make([]byte, nlchan.MessageSize)
+		if _, err := c.Receive(buf); err != nil {
+			t.Fatal(err)
+		}
+		r.on = true
+		allocs := testing.AllocsPerRun(100, func() {
+			if m, err := c.Receive(buf); err != nil || len(m.Entries) == 0 {
+				t.Fatal(err)
+			}
+			if err := c.Add(sessions, p); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if allocs != 0 {
+			t.Errorf("%v allocations each time", allocs)
+		}
+	})
+}
+
 func TestAnOverrunIsReportedAndReceivingGoesOn(t *testing.T) {
 	k, i, c := dial(t, "4.1.15")
 	k.Overrun()

@@ -77,7 +77,7 @@ func (c *Conn) Advertise(ctx context.Context) error {
 	// The order is not even harmless there: all later messages would be sent
 	// half empty.
 	if c.version.Less(4, 1, 11) {
-		return c.fail(op, fmt.Errorf("Jool %s: %w", c.version, ErrCannotAdvertise))
+		return c.fail(op, fmt.Errorf("version %s: %w", c.version, ErrCannotAdvertise))
 	}
 	if _, err := c.ask(ctx, c.opAdvertise, nil, make([]byte, answerSize)); err != nil {
 		return c.fail(op, err)
