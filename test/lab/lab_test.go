@@ -11,7 +11,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -37,7 +36,10 @@ func TestLab(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	programs := build(t)
+	programs := t.TempDir()
+	if err := vm.Programs(ctx, programs); err != nil {
+		t.Fatal(err)
+	}
 	want := strings.Split(flag.Lookup("test.run").Value.String(), "/")
 	for _, versions := range append(vm.Versions, mixed...) {
 		t.Run(versions, func(t *testing.T) {
@@ -54,22 +56,6 @@ func TestLab(t *testing.T) {
 			}
 		})
 	}
-}
-
-// build compiles what runs in the guests.
-func build(t *testing.T) string {
-	dir := t.TempDir()
-	for _, args := range [][]string{
-		{"test", "-c", "-tags", "lab", "-o", filepath.Join(dir, "labguest"), "joold/test/lab/guest"},
-		{"build", "-o", filepath.Join(dir, "joold"), "joold/cmd/joold"},
-	} {
-		cmd := exec.Command("go", args...)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v\n%s", cmd, err, out)
-		}
-	}
-	return dir
 }
 
 // choose lists the scenarios that -run asks for; the guest's test binary knows them all.
@@ -113,7 +99,7 @@ func startGuests(ctx context.Context, t *testing.T, image, programs, versions st
 	if len(want) > 3 {
 		pattern += "/" + strings.Join(want[3:], "/")
 	}
-	script := fmt.Sprintf("exec %s -test.v=test2json -test.timeout=0 -test.run='%s'", "labguest", pattern)
+	script := fmt.Sprintf("exec labguest -test.v=test2json -test.timeout=0 -test.run='%s'", pattern)
 
 	convert := exec.Command("go", "tool", "test2json", "-p", versions)
 	in, err := convert.StdinPipe()
@@ -173,19 +159,9 @@ func startGuests(ctx context.Context, t *testing.T, image, programs, versions st
 	return &guests{events: events, tests: map[string]*result{}, ended: ended}
 }
 
-// share makes a guest's /lab: the programs, and what it runs.
 func share(t *testing.T, programs, script string) string {
 	dir := t.TempDir()
-	for _, name := range []string{"labguest", "joold"} {
-		if err := os.Link(filepath.Join(programs, name), filepath.Join(dir, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.CopyFS(filepath.Join(dir, "contrib"), os.DirFS("../../contrib")); err != nil {
-		t.Fatal(err)
-	}
-	text := "#!/bin/sh\ncp /lab/labguest /lab/joold /usr/bin\n" + script + "\n"
-	if err := os.WriteFile(filepath.Join(dir, "run"), []byte(text), 0o755); err != nil {
+	if err := vm.Share(dir, programs, script); err != nil {
 		t.Fatal(err)
 	}
 	return dir

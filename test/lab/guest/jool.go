@@ -1,7 +1,6 @@
 package guest
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"encoding/binary"
@@ -376,50 +375,4 @@ func (s Session) compact() []byte {
 		b = binary.BigEndian.AppendUint16(b, v)
 	}
 	return b
-}
-
-// Tool is this package's program inside the guest.
-const Tool = "labguest"
-
-// RunTool does what Tool is asked to do besides running scenarios, and says whether it was.
-func RunTool(args []string) bool {
-	tools := map[string]func(instance string) error{
-		"agent": func(string) error { return ServeAgent() },
-		"dump": func(instance string) error {
-			j, err := dialJool(instance)
-			if err != nil {
-				return err
-			}
-			w := bufio.NewWriter(os.Stdout)
-			defer w.Flush()
-			return j.dump(w)
-		},
-		"load": func(instance string) error {
-			j, err := dialJool(instance)
-			if err != nil {
-				return err
-			}
-			var sessions []Session
-			for in := bufio.NewScanner(os.Stdin); in.Scan(); {
-				s, err := parseSession(in.Text())
-				if err != nil {
-					return err
-				}
-				sessions = append(sessions, s)
-			}
-			return j.load(sessions)
-		},
-	}
-	if len(args) == 0 || tools[args[0]] == nil {
-		return false
-	}
-	instance := ""
-	if len(args) > 1 {
-		instance = args[1]
-	}
-	if err := tools[args[0]](instance); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	return true
 }

@@ -30,6 +30,8 @@ type Config struct {
 	NoInstance bool
 	// MayTrace accepts stack traces that contain this in the kernel's log.
 	MayTrace string
+	// Live, if set, is called with each line of a ping, as it comes.
+	Live func(string)
 }
 
 // A Lab is the tutorial's network, from New until its test ends.
@@ -65,6 +67,9 @@ var plan = []struct {
 
 // VirtualAddresses are what clients and peers talk to; they belong to whichever node is active.
 var VirtualAddresses = []string{"eth0 2001:db8::1/96", "eth1 192.0.2.1/24"}
+
+// syslog is where a node's programs that write to it, as the C daemon does, are heard.
+const syslog = "/run/syslog"
 
 // segments are the bridges, with the VLAN that carries each over the wire.
 var segments = []struct{ name, vlan string }{{"v6", "10"}, {"v4", "20"}, {"sync", "30"}}
@@ -213,7 +218,7 @@ func (l *Lab) build() {
 			fmt.Fprintf(&s, "ip -n %s route add %s\n", n.Name, strings.Replace(r, "POOL6", l.Pool6, 1))
 		}
 		l.script(n.machine, s.String())
-		n.Start("syslogd", "-n", "-S", "-O", "/dev/stdout")
+		n.Start("syslogd", "-n", "-S", "-O", syslog)
 	}
 	for _, n := range []*Node{l.J, l.K} {
 		n.Sh(`sysctl -qw net.ipv4.conf.all.forwarding=1 net.ipv6.conf.all.forwarding=1

@@ -80,8 +80,8 @@ type fromAgent struct {
 	Failure  string
 }
 
-// ServeAgent runs commands for the machine at the other end of the wire, until the machine is switched off.
-func ServeAgent() error {
+// serveAgent runs commands for the machine at the other end of the wire, until the machine is switched off.
+func serveAgent() error {
 	if err := addressWire(wireRemote); err != nil {
 		return err
 	}
@@ -166,7 +166,7 @@ func serveCommand(conn net.Conn) {
 	enc.Encode(done)
 }
 
-// A remote is the machine at the other end of the wire, where ServeAgent runs.
+// A remote is the machine at the other end of the wire, where serveAgent runs.
 type remote struct{}
 
 type remoteProcess struct {

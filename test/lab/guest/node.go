@@ -142,10 +142,17 @@ func (n *Node) stopAll() {
 
 // show logs the ends of what the node's processes wrote.
 func (n *Node) show() {
+	log, _ := n.Try("cat", syslog)
+	n.logTail("syslog", log)
 	for _, p := range n.processes {
-		lines := strings.Split(strings.TrimSpace(p.Output()), "\n")
-		if text := strings.Join(lines[max(0, len(lines)-60):], "\n"); text != "" {
-			n.lab.t.Logf("%s: %q wrote:\n%s", n.Name, p.args, text)
-		}
+		n.logTail(fmt.Sprintf("%q", p.args), p.Output())
+	}
+}
+
+func (n *Node) logTail(who, text string) {
+	n.lab.t.Helper()
+	const most = 60
+	if lines := strings.Split(strings.TrimSpace(text), "\n"); lines[0] != "" {
+		n.lab.t.Logf("%s: %s wrote:\n%s", n.Name, who, strings.Join(lines[max(0, len(lines)-most):], "\n"))
 	}
 }

@@ -45,6 +45,7 @@ func (l *Lab) server6() netip.Addr { return Embed(netip.MustParsePrefix(l.Pool6)
 // A Ping is a running ping from n6 to n4.
 type Ping struct {
 	process *Process
+	log     func(string)
 	mu      sync.Mutex
 	seen    map[int]time.Time // by sequence number
 }
@@ -52,12 +53,15 @@ type Ping struct {
 // Ping pings n4 from n6, five times a second.
 func (l *Lab) Ping() *Ping {
 	l.t.Helper()
-	p := &Ping{seen: map[int]time.Time{}}
+	p := &Ping{seen: map[int]time.Time{}, log: l.Live}
 	p.process = l.N6.start(p.line, "ping", "-n", "-i", "0.2", l.server6().String())
 	return p
 }
 
 func (p *Ping) line(text string) {
+	if p.log != nil {
+		p.log(text)
+	}
 	_, after, ok := strings.Cut(text, "icmp_seq=")
 	if !ok || !strings.Contains(text, "bytes from") {
 		return

@@ -66,6 +66,40 @@ func Dir() (string, error) {
 	return filepath.Join(filepath.Dir(strings.TrimSpace(string(mod))), "test", "lab"), nil
 }
 
+// Programs compiles into dir what runs in the guests: joold, and labguest, which is package guest.
+func Programs(ctx context.Context, dir string) error {
+	for _, args := range [][]string{
+		{"test", "-c", "-tags", "lab", "-o", filepath.Join(dir, "labguest"), "joold/test/lab/guest"},
+		{"build", "-o", filepath.Join(dir, "joold"), "joold/cmd/joold"},
+	} {
+		cmd := exec.CommandContext(ctx, "go", args...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%v: %w\n%s", cmd, err, out)
+		}
+	}
+	return nil
+}
+
+// Share makes dir a guest's /lab: the programs out of another directory, contrib, and a shell script as "run", which finds the programs on its PATH.
+func Share(dir, programs, script string) error {
+	lab, err := Dir()
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"labguest", "joold"} {
+		if err := os.Link(filepath.Join(programs, name), filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	if err := os.CopyFS(filepath.Join(dir, "contrib"), os.DirFS(filepath.Join(lab, "../../contrib"))); err != nil {
+		return err
+	}
+	// Out of the guest's memory programs start at once; over the share each page is a message.
+	text := "#!/bin/sh\ncp /lab/labguest /lab/joold /usr/bin\n" + script + "\n"
+	return os.WriteFile(filepath.Join(dir, "run"), []byte(text), 0o755)
+}
+
 // Run boots the guest and waits until it has powered itself off. A guest that does not boot, that stops before "run" has ended, or whose
 // "run" fails is an error, which carries the end of the console. Cancelling ctx kills the guest.
 func (g Guest) Run(ctx context.Context) error {
