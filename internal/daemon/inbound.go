@@ -15,9 +15,9 @@ const (
 	readBatch   = 64      // datagrams per system call
 	maxDatagram = 1 << 16 // bytes; UDP carries no more
 
-	// perAdd is how many sessions one injection holds, so that the kernel's
-	// table lock, under which it inserts them, is never held for long.
-	perAdd = 1000
+	// perAdd is how many sessions one injection holds. While the kernel inserts
+	// them, translation waits for the table's lock and ACKs for generic netlink's.
+	perAdd = 250
 )
 
 // listen takes what the network brings and leaves in the inbox what may be given

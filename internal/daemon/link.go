@@ -69,8 +69,11 @@ func (d *Daemon) connect(ctx context.Context) (_ *link, err error) {
 		return nil, err
 	}
 	l.apply(g)
-	// The last daemon may have died owing the kernel an ACK.
-	return l, k.Ack()
+	if g.SyncEnabled { // else the module writes a line to the kernel's log
+		// The last daemon may have died owing the kernel an ACK.
+		return l, k.Ack()
+	}
+	return l, nil
 }
 
 // readMasks learns what the instance may give its IPv6 nodes: pool4, and the
