@@ -80,15 +80,9 @@ func choose(t *testing.T, programs string, mixed bool, want []string) (names []s
 // guests are one run of scenarios in one guest, or in two joined by a wire.
 type guests struct {
 	events <-chan event
-	tests  map[string]*result
+	stray  strings.Builder // output that belongs to no test
+	failed bool
 	ended  <-chan error
-}
-
-// A result is what became of a test of the guest's, or of a subtest.
-type result struct {
-	verdict string // "", "pass", "fail", "skip"
-	output  strings.Builder
-	subs    []string
 }
 
 // An event is one of test2json's.
@@ -150,13 +144,13 @@ func startGuests(ctx context.Context, t *testing.T, image, programs, versions st
 		defer close(events)
 		for lines := bufio.NewScanner(out); lines.Scan(); {
 			var e event
-			if err := json.Unmarshal(lines.Bytes(), &e); err == nil && e.Test != "" {
+			if err := json.Unmarshal(lines.Bytes(), &e); err == nil {
 				events <- e
 			}
 		}
 		convert.Wait()
 	}()
-	return &guests{events: events, tests: map[string]*result{}, ended: ended}
+	return &guests{events: events, ended: ended}
 }
 
 func share(t *testing.T, programs, script string) string {
@@ -167,66 +161,48 @@ func share(t *testing.T, programs, script string) string {
 	return dir
 }
 
-// report waits for a scenario's end and reports it, with its subtests, as this test's.
+// report waits for a scenario to start, and reports it as this test.
 func (g *guests) report(t *testing.T, name string) {
-	for r := g.test(name); r.verdict == ""; {
-		e, ok := <-g.events
-		if !ok {
-			t.Fatalf("the guest ended without a verdict; it wrote:\n%s", r.output.String())
+	for e := range g.events {
+		if e.Test == "" {
+			g.stray.WriteString(e.Output)
 		}
-		g.take(e)
+		if e.Action == "run" && e.Test == name {
+			g.follow(t, name)
+			return
+		}
 	}
-	g.replay(t, name)
+	t.Fatalf("the guest never reported it; it wrote:\n%s", g.stray.String())
 }
 
-func (g *guests) replay(t *testing.T, name string) {
-	r := g.test(name)
-	if text := strings.TrimSpace(r.output.String()); text != "" {
-		t.Log(text)
-	}
-	for _, sub := range r.subs {
-		t.Run(strings.TrimPrefix(sub, name+"/"), func(t *testing.T) { g.replay(t, sub) })
-	}
-	if r.verdict != "pass" && !t.Failed() {
-		t.Errorf("in the guest: %q", r.verdict)
-	}
-}
-
-func (g *guests) test(name string) *result {
-	r := g.tests[name]
-	if r == nil {
-		r = new(result)
-		g.tests[name] = r
-	}
-	return r
-}
-
-func (g *guests) take(e event) {
-	r := g.test(e.Test)
-	switch e.Action {
-	case "run":
-		if parent := e.Test[:max(0, strings.LastIndex(e.Test, "/"))]; parent != "" {
-			g.test(parent).subs = append(g.test(parent).subs, e.Test)
+// follow reports, as it happens, what the guest says of a test and its subtests, which run one after the other.
+func (g *guests) follow(t *testing.T, name string) {
+	for e := range g.events {
+		switch {
+		case e.Action == "run":
+			t.Run(strings.TrimPrefix(e.Test, name+"/"), func(t *testing.T) { g.follow(t, e.Test) })
+		case e.Action == "output":
+			if text := strings.TrimSpace(e.Output); !strings.HasPrefix(text, "=== ") && !strings.HasPrefix(text, "--- ") {
+				fmt.Fprint(t.Output(), e.Output)
+			}
+		case e.Test == name && e.Action == "pass":
+			return
+		case e.Test == name && (e.Action == "fail" || e.Action == "skip"):
+			g.failed = true
+			if !t.Failed() { // else a subtest has said so
+				t.Errorf("in the guest: %s", e.Action)
+			}
+			return
 		}
-	case "output":
-		if !strings.HasPrefix(strings.TrimSpace(e.Output), "=== ") && !strings.HasPrefix(strings.TrimSpace(e.Output), "--- ") {
-			r.output.WriteString(e.Output)
-		}
-	case "pass", "fail", "skip":
-		r.verdict = e.Action
 	}
+	t.Fatal("the guest ended without a verdict")
 }
 
 // end waits for the guests to have powered off. That tests failed in them has been reported by then.
 func (g *guests) end() error {
-	failed := false
-	for e := range g.events {
-		g.take(e)
+	for range g.events {
 	}
-	for _, r := range g.tests {
-		failed = failed || r.verdict == "fail"
-	}
-	if err := <-g.ended; err != nil && !failed {
+	if err := <-g.ended; err != nil && !g.failed {
 		return err
 	}
 	return nil

@@ -45,8 +45,11 @@ func (n *Node) RemoveInstance() {
 // Jool is the module's version on the node, as "4.1.9".
 func (n *Node) Jool() string {
 	n.lab.t.Helper()
-	return strings.TrimSpace(n.Run("cat", "/etc/jool-version"))
+	return strings.TrimSpace(n.Run("cat", versionFile))
 }
+
+// versionFile is where build.sh says which Jool a guest has.
+const versionFile = "/etc/jool-version"
 
 // A Session is an entry of Jool's session table.
 type Session struct {

@@ -11,7 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -106,8 +108,13 @@ func (g Guest) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 
+	// The guest must not outlive this process, however that ends; the kernel watches the thread that started it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+
 	console := filepath.Join(g.Share, "console.log")
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", g.args(console)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	if g.Wire != nil {
