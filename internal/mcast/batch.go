@@ -101,7 +101,7 @@ type mmsghdr struct {
 
 // messages is what recvmmsg and sendmmsg work on, one header, one address and one
 // buffer a datagram. The runtime's own calls move one datagram at a time, and
-// x/net's batches allocate each datagram's address.
+// x/net's batches allocate each datagram's address: BenchmarkReceive has both.
 type messages struct {
 	conn  syscall.RawConn
 	hdrs  [maxBatch]mmsghdr

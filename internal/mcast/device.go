@@ -19,6 +19,14 @@ type device struct {
 	source netip.Addr
 }
 
+// iface is how net and x/net name the device: nil leaves the choice to the kernel.
+func (d device) iface() *net.Interface {
+	if d.index == 0 {
+		return nil
+	}
+	return &net.Interface{Index: d.index, Name: d.name}
+}
+
 // findDevices settles in and out. The zone of the group stands for both where
 // they are absent. Failing that, a link-local group, which is on one link, is
 // sent to where it is heard.

@@ -134,6 +134,7 @@ func TestNodesHearEachOther(t *testing.T) {
 			Config{Group: link6, In: "eth2", TTL: 1}, Config{Group: link6, Out: "eth2", TTL: 1}, "fe80"},
 		{"IPv6 with a zone that agrees", on(byEth2, zoned6), on(byEth2, link6), "fe80"},
 		{"IPv4 where the kernel chooses to send through", Config{Group: group4, In: "eth2", TTL: 1}, byEth24, "192.0.2.4:6400"},
+		{"IPv4 where the kernel chooses all", Config{Group: group4, TTL: 1}, byEth24, "192.0.2.4:6400"},
 		{"IPv6 where the kernel chooses all", Config{Group: group6, TTL: 1}, Config{Group: group6, TTL: 1}, "[2001:db8:ff08::4]:6400"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -302,6 +303,20 @@ func TestTheRoutesMTUBoundsThePayload(t *testing.T) {
 	j.IP("route add 239.0.0.0/8 dev eth2 mtu 1400")
 	if got := open(t, j, byEth24).MaxPayload(); got != 1372 {
 		t.Errorf("payload of %d bytes, want 1372", got)
+	}
+}
+
+func TestThePathIsThatOfTheInterfaceWhoseAddressIsGiven(t *testing.T) {
+	j, k := pair(t)
+	nstest.Veth(j, "eth3", k, "eth3")
+	j.Address("eth3", "198.51.100.4/24")
+	j.IP("link set eth3 mtu 1400")
+	for _, group := range []netip.AddrPort{group4, group6, link6} {
+		for out, mtu := range map[string]int{"192.0.2.4": 1500, "198.51.100.4": 1400} {
+			if got := open(t, j, Config{Group: group, In: out, Out: out, TTL: 1}).Local().MTU; got != mtu {
+				t.Errorf("%v by %s: MTU %d, want %d", group, out, got, mtu)
+			}
+		}
 	}
 }
 

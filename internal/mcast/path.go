@@ -18,7 +18,10 @@ type path struct {
 // what the kernel tells the path's MTU and source address by; it stays open
 // since it belongs to the network namespace that Open was called in.
 func (c *Conn) openProbe() (err error) {
-	if c.probe, err = udpSocket(c.group.Addr(), c.sendThrough); err != nil {
+	if c.probe, err = udpSocket(c.group.Addr(), nil); err == nil {
+		err = c.sendThrough(c.probe)
+	}
+	if err != nil {
 		return c.fail("find the path to", c.out.name, explain(err, c.out))
 	}
 	return c.Refresh()

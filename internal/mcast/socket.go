@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"os"
 
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 )
 
@@ -14,7 +16,7 @@ import (
 // bound to one device, a second one to send with where in and out differ.
 func (c *Conn) openSockets(cfg Config) (err error) {
 	if c.read, err = c.socket(cfg, c.in, !cfg.NoReuse); err == nil {
-		err = control(c.read, c.join)
+		err = c.join()
 	}
 	if err != nil {
 		return c.fail("join", c.in.name, explain(err, c.in))
@@ -23,7 +25,10 @@ func (c *Conn) openSockets(cfg Config) (err error) {
 		c.write, err = c.secondSocket(cfg)
 	}
 	if err == nil {
-		err = control(c.write, c.sendThrough)
+		err = c.limitReach(cfg.TTL)
+	}
+	if err == nil {
+		err = c.sendThrough(c.write)
 	}
 	if err != nil {
 		return c.fail("send to", c.out.name, explain(err, c.out))
@@ -61,22 +66,20 @@ type option struct {
 // socket opens a UDP socket that is bound to the group and to dev.
 func (c *Conn) socket(cfg Config, dev device, share bool) (*net.UDPConn, error) {
 	return udpSocket(c.group.Addr(), func(fd int) error {
-		return c.setUp(fd, cfg, dev, share)
+		return c.bind(fd, cfg, dev, share)
 	})
 }
 
-func (c *Conn) setUp(fd int, cfg Config, dev device, share bool) error {
+// bind binds a socket to the group and to dev. The options are those that must be
+// set first and that x/net lacks.
+func (c *Conn) bind(fd int, cfg Config, dev device, share bool) error {
 	options := []option{
 		{"IP_MULTICAST_ALL", unix.IPPROTO_IP, unix.IP_MULTICAST_ALL, 0},
-		{"IP_MULTICAST_LOOP", unix.IPPROTO_IP, unix.IP_MULTICAST_LOOP, 0},
-		{"IP_MULTICAST_TTL", unix.IPPROTO_IP, unix.IP_MULTICAST_TTL, cfg.TTL},
 		{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO},
 	}
 	if c.group.Addr().Is6() {
 		options = []option{
 			{"IPV6_MULTICAST_ALL (Linux 4.20 and later)", unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_ALL, 0},
-			{"IPV6_MULTICAST_LOOP", unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_LOOP, 0},
-			{"IPV6_MULTICAST_HOPS", unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS, cfg.TTL},
 			{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO},
 		}
 	}
@@ -98,37 +101,75 @@ func (c *Conn) setUp(fd int, cfg Config, dev device, share bool) error {
 	return os.NewSyscallError("bind", unix.Bind(fd, sockaddr(c.group, dev)))
 }
 
-// sendThrough makes what the socket sends leave through the out device.
-func (c *Conn) sendThrough(fd int) error {
-	if c.out.index == 0 {
-		return nil
+// multicaster is what ipv4.PacketConn and ipv6.PacketConn have in common.
+type multicaster interface {
+	JoinGroup(*net.Interface, net.Addr) error
+	SetMulticastInterface(*net.Interface) error
+	SetMulticastLoopback(on bool) error
+}
+
+func (c *Conn) multicaster(conn *net.UDPConn) (m multicaster, setTTL func(int) error) {
+	if c.group.Addr().Is4() {
+		p := ipv4.NewPacketConn(conn)
+		return p, p.SetMulticastTTL
 	}
-	if c.group.Addr().Is6() {
-		return os.NewSyscallError("set IPV6_MULTICAST_IF",
-			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_IF, c.out.index))
-	}
-	mreq := unix.IPMreqn{Ifindex: int32(c.out.index)}
-	if c.out.source.IsValid() {
-		mreq.Address = c.out.source.As4()
-	}
-	return os.NewSyscallError("set IP_MULTICAST_IF",
-		unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_IF, &mreq))
+	p := ipv6.NewPacketConn(conn)
+	return p, p.SetMulticastHopLimit
 }
 
 // join makes the in device hear the group.
-func (c *Conn) join(fd int) error {
-	group := c.group.Addr()
-	if group.Is4() {
-		return os.NewSyscallError("set IP_ADD_MEMBERSHIP",
-			unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP,
-				&unix.IPMreqn{Multiaddr: group.As4(), Ifindex: int32(c.in.index)}))
-	}
-	err := unix.SetsockoptIPv6Mreq(fd, unix.IPPROTO_IPV6, unix.IPV6_ADD_MEMBERSHIP,
-		&unix.IPv6Mreq{Multiaddr: group.As16(), Interface: uint32(c.in.index)})
-	if err == unix.EINVAL {
+func (c *Conn) join() error {
+	m, _ := c.multicaster(c.read)
+	err := m.JoinGroup(c.in.iface(), &net.UDPAddr{IP: c.group.Addr().AsSlice()})
+	if c.group.Addr().Is6() && errors.Is(err, unix.EINVAL) {
 		err = unix.EADDRNOTAVAIL // the device has no IPv6, its MTU being under 1280
 	}
-	return os.NewSyscallError("set IPV6_ADD_MEMBERSHIP", err)
+	return c.named("ADD_MEMBERSHIP", err)
+}
+
+// limitReach keeps what is sent off this host's own sockets and, beyond ttl hops,
+// off others.
+func (c *Conn) limitReach(ttl int) error {
+	m, setTTL := c.multicaster(c.write)
+	if err := m.SetMulticastLoopback(false); err != nil {
+		return fmt.Errorf("turn multicast loopback off: %w", err)
+	}
+	if err := setTTL(ttl); err != nil {
+		return fmt.Errorf("set the TTL to %d: %w", ttl, err)
+	}
+	return nil
+}
+
+// sendThrough makes what conn sends leave through the out device.
+func (c *Conn) sendThrough(conn *net.UDPConn) error {
+	var err error
+	switch {
+	case c.out.index == 0:
+		return nil
+	case c.out.source.IsValid() && c.group.Addr().Is4():
+		// x/net sets the device, but not the address to send from.
+		err = control(conn, func(fd int) error {
+			return unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_IF,
+				&unix.IPMreqn{Ifindex: int32(c.out.index), Address: c.out.source.As4()})
+		})
+	default:
+		m, _ := c.multicaster(conn)
+		err = m.SetMulticastInterface(c.out.iface())
+	}
+	return c.named("MULTICAST_IF", err)
+}
+
+// named tells which option could not be set: for x/net, each is setsockopt.
+func (c *Conn) named(option string, err error) error {
+	var errno unix.Errno
+	if !errors.As(err, &errno) {
+		return err
+	}
+	family := "IP_"
+	if c.group.Addr().Is6() {
+		family = "IPV6_"
+	}
+	return os.NewSyscallError("set "+family+option, errno)
 }
 
 // grow asks for a buffer of size bytes, beyond the system's limit if allowed.
@@ -156,9 +197,11 @@ func sockaddr(a netip.AddrPort, dev device) unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: uint32(dev.index)}
 }
 
-// udpSocket opens a socket of addr's family and hands it to the runtime's poller
-// when setUp is done with it.
-func udpSocket(addr netip.Addr, setUp func(fd int) error) (*net.UDPConn, error) {
+// udpSocket opens a socket of addr's family and, after bind is done with it, hands
+// it to the runtime's poller. A nil bind leaves it unbound. A net.ListenConfig
+// would not do: given a group, it binds to the wildcard address, where unicast is
+// heard too.
+func udpSocket(addr netip.Addr, bind func(fd int) error) (*net.UDPConn, error) {
 	domain := unix.AF_INET6
 	if addr.Is4() {
 		domain = unix.AF_INET
@@ -169,8 +212,10 @@ func udpSocket(addr netip.Addr, setUp func(fd int) error) (*net.UDPConn, error) 
 	}
 	f := os.NewFile(uintptr(fd), "multicast")
 	defer f.Close()
-	if err := setUp(fd); err != nil {
-		return nil, err
+	if bind != nil {
+		if err := bind(fd); err != nil {
+			return nil, err
+		}
 	}
 	conn, err := net.FilePacketConn(f) // a duplicate of it
 	if err != nil {
