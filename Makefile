@@ -72,7 +72,7 @@ lint:
 
 # The race detector needs a C compiler; the rest are the programs that read what stands in contrib and docs.
 unit:
-	@scripts/apt-needs gcc libc6-dev iproute2 iputils-ping nftables keepalived systemd groff-base
+	@scripts/apt-needs gcc libc6-dev iproute2 iputils-ping nftables keepalived systemd groff-base man-db bash zsh fish
 	$(GO) test -race ./...
 
 # What is installed is static, finds its program, and can be removed, all of it.
