@@ -151,7 +151,7 @@ func Missing(want []Session, table map[ID]Session) (count int) {
 const tcpEstablished = 124 * time.Minute
 
 // IdleTable makes n established TCP sessions that look as if they had been made over the whole timeout; each has at least floor
-// left to live. It fits the tutorial's pool4 and leaves the ports from 65001 on to live traffic.
+// left to live. It fits the tutorial's pool4 and leaves some ports to live traffic. Load it before there is any, which might take its ports.
 func (l *Lab) IdleTable(n int, floor time.Duration) []Session {
 	l.t.Helper()
 	prefix, err := netip.ParsePrefix(l.Pool6)

@@ -42,17 +42,22 @@ func (l *Lab) Tutorial(j, k Daemon, death Death, idle int) {
 	l.J.WaitOwner()
 	l.t.Logf("J owns the virtual addresses")
 
+	table := l.IdleTable(idle, tcpEstablished/4)
+	for _, n := range []*Node{l.J, l.K} {
+		n.Load(table)
+		n.WaitSessions(table)
+	}
+
 	ping := l.Ping()
 	l.WaitReplies(ping, 5)
 	conn := l.Connect()
 	l.WaitLines(conn, 20)
 	mirrored := l.J.Sessions()
+	for _, s := range table {
+		delete(mirrored, s.ID)
+	}
 	l.Wait("K has the sessions of J", func() (string, bool) { return lacks(mirrored, l.K.Sessions()) })
 	l.t.Logf("n6 pings n4 and holds a TCP connection; their %d sessions are in K as well", len(mirrored))
-
-	table := l.IdleTable(idle, tcpEstablished/4)
-	l.J.Load(table)
-	l.K.Load(table)
 
 	l.silence(conn, "before")
 	died := time.Now()
