@@ -23,7 +23,7 @@ import (
 
 // Config is what the daemon was told to do, complete and within bounds.
 type Config struct {
-	Instance string // Jool's name of the instance: 1 to 15 bytes, printable
+	Instance string // Jool's name of the instance: 1 to 15 bytes, printable ASCII
 
 	Group     string // the multicast group: an address, perhaps with %zone, or a host name
 	Port      uint16 // of the group, not 0
@@ -129,9 +129,9 @@ func (c *Config) validate() error {
 const maxInstance = 15
 
 func setInstance(c *Config, s string) error {
-	unprintable := func(r rune) bool { return !unicode.IsPrint(r) }
-	if s == "" || len(s) > maxInstance || !utf8.ValidString(s) || strings.ContainsFunc(s, unprintable) {
-		return fmt.Errorf("want 1 to %d printable characters", maxInstance)
+	unprintable := func(r rune) bool { return r < ' ' || r > '~' }
+	if s == "" || len(s) > maxInstance || strings.ContainsFunc(s, unprintable) {
+		return fmt.Errorf("want 1 to %d printable ASCII characters", maxInstance)
 	}
 	c.Instance = s
 	return nil

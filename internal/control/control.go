@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -79,7 +80,8 @@ var ErrInUse = errors.New("another joold daemon is running")
 // the caller's network namespace. Instances are named per namespace, so outside
 // the initial one the namespace's inode is part of the socket's name.
 func Path(instance string) (string, error) {
-	name := url.PathEscape(instance) // the kernel lets it hold a slash
+	// The kernel lets a name hold a slash, and here an @ has a meaning.
+	name := strings.ReplaceAll(url.PathEscape(instance), "@", "%40")
 	if initialNetns() {
 		return filepath.Join(Dir, name+".sock"), nil
 	}
@@ -106,27 +108,55 @@ type Server struct {
 }
 
 // Listen takes the socket at path, whose directory it makes if need be, and
-// whose file it replaces when a dead daemon has left it there. The file's group
-// may use it.
+// which it replaces when a dead daemon has left it there. The file's group may
+// use it. It fails with ErrInUse when a daemon serves it.
 func Listen(path string) (*Server, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("control socket: %w", err)
+	l, err := listen(path)
+	if errors.Is(err, fs.ErrPermission) {
+		err = fmt.Errorf("%w: make %s writable for joold (RuntimeDirectory= in a unit), or choose another --control.socket",
+			err, filepath.Dir(path))
 	}
-	if c, err := net.Dial("unix", path); err == nil {
-		c.Close()
-		return nil, fmt.Errorf("control socket %s: %w for this instance: stop it first", path, ErrInUse)
-	} else if errors.Is(err, syscall.ECONNREFUSED) {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("control socket: %w", err)
-		}
-	}
-	old := syscall.Umask(0o117) // 0660 from the first moment
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	syscall.Umask(old)
 	if err != nil {
-		return nil, fmt.Errorf("control socket: %w", err)
+		return nil, fmt.Errorf("control socket %s: %w", path, err)
 	}
 	return &Server{l}, nil
+}
+
+func listen(path string) (*net.UnixListener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	// Two daemons that start at once must not remove each other's sockets.
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	if err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, os.NewSyscallError("flock", err)
+	}
+
+	switch fi, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, err
+	case fi.Mode().Type() != fs.ModeSocket:
+		return nil, errors.New("something lies there that is no socket: choose another --control.socket")
+	default:
+		c, err := net.Dial("unix", path)
+		if err == nil {
+			c.Close()
+			return nil, fmt.Errorf("%w for this instance: stop it first", ErrInUse)
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return nil, err
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	defer syscall.Umask(syscall.Umask(0o117)) // 0660 from the first moment
+	return net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 }
 
 // Handler answers a request by any number of calls of reply. An error it

@@ -122,6 +122,54 @@ func TestADeadDaemonsSocketIsTakenOverAndALivingOnesIsNot(t *testing.T) {
 	}
 }
 
+func TestWhatIsNoSocketIsNotRemoved(t *testing.T) {
+	file, dir := filepath.Join(t.TempDir(), "joold.json"), filepath.Join(t.TempDir(), "empty")
+	if err := os.WriteFile(file, []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(file, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{file, dir, link} {
+		if _, err := Listen(path); err == nil || !strings.Contains(err.Error(), "--control.socket") {
+			t.Errorf("%s: got %v", path, err)
+		}
+		if _, err := os.Lstat(path); err != nil {
+			t.Errorf("%s was removed: %v", path, err)
+		}
+	}
+}
+
+func TestOfDaemonsThatStartAtOnceOneGetsTheSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "edge.sock")
+	abandon(t, path)
+	const n = 20
+	won := make(chan *Server, n)
+	for range n {
+		go func() {
+			s, err := Listen(path)
+			if err != nil && !errors.Is(err, ErrInUse) {
+				t.Error(err)
+			}
+			won <- s
+		}()
+	}
+	servers := 0
+	for range n {
+		if s := <-won; s != nil {
+			servers++
+			defer s.listener.Close()
+		}
+	}
+	if servers != 1 {
+		t.Errorf("%d daemons have it", servers)
+	}
+}
+
 func TestOnlyOwnerAndGroupMayUseTheSocket(t *testing.T) {
 	path := serve(t, nil)
 	fi, err := os.Stat(path)
@@ -173,9 +221,9 @@ func TestManyClientsAreServedInTurn(t *testing.T) {
 }
 
 func TestSocketNamesCannotLeaveTheirDirectory(t *testing.T) {
-	for _, instance := range []string{"default", "../../etc/x", "a/b", "..", "-"} {
+	for _, instance := range []string{"default", "../../etc/x", "a/b", "..", "-", "a@4026531840"} {
 		path, err := Path(instance)
-		if err != nil || filepath.Dir(path) != Dir {
+		if err != nil || filepath.Dir(path) != Dir || strings.Contains(path, "@") {
 			t.Errorf("%q: %s, %v", instance, path, err)
 		}
 	}
