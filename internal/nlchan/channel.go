@@ -99,16 +99,17 @@ func (c *Conn) Add(sessions []session.Session, p session.Pool6) error {
 	var refused error
 	for len(sessions) > 0 {
 		n := min(perMessage, len(sessions))
-		b := c.appendRequest(c.addBuf[:0], c.opAdd, 0, c.instance)
-		at := len(b)
-		b = appendAttr(b, attrSessionEntries|attrNested)
+		b := append(c.addBuf[:0], c.add...)
 		for i := range sessions[:n] {
 			b = encoding.Append(b, &sessions[i], p)
 		}
+		// The message's length, and its attribute's.
+		binary.NativeEndian.PutUint32(b, uint32(len(b)))
+		at := len(c.add) - attrHeader
 		binary.NativeEndian.PutUint16(b[at:], uint16(len(b)-at))
 		sessions, c.addBuf = sessions[n:], b
 
-		if err := c.adds.Send(endMessage(b)); err != nil {
+		if err := c.adds.Send(b); err != nil {
 			return c.fail(op, err)
 		}
 		err := c.refusal()

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"joold/internal/session"
@@ -33,17 +34,17 @@ type Conn struct {
 	perMessage int
 
 	channel Socket // hears the group, sends ACKs
-	ack     []byte // the one request that is always the same
+	ack     []byte // a JOOLD_ACK
 	counted counters
 
 	adds   Socket
-	addBuf []byte // the message that is being built
+	add    []byte // a JOOLD_ADD without sessions
+	addBuf []byte // the one that is being made of it
 	addIn  []byte // what the kernel has to say to it
 
 	mu        sync.Mutex // guards requests: one at a time
 	requests  Socket
 	requestID uint32
-	request   []byte
 }
 
 // Module is what Dial found out about the kernel's side.
@@ -123,7 +124,12 @@ func (c *Conn) dial(o options) error {
 		return fmt.Errorf("module %s has no session channel: joold needs Jool 4.1.4 or later", v)
 	}
 	c.dialect = newDialect(f, v)
-	c.ack = endMessage(c.appendRequest(nil, c.opAck, 0, c.instance))
+	if c.ack, err = c.marshal(c.opAck, 0, c.instance); err != nil {
+		return err
+	}
+	if c.add, err = c.marshal(c.opAdd, 0, c.instance, netlink.Attribute{Type: attrSessionEntries | netlink.Nested}); err != nil {
+		return err
+	}
 	c.module = Module{Version: v, Encoding: v.Encoding(), Family: f.id, Group: group}
 
 	if c.module.ReadBuffer, err = c.channel.SetReadBuffer(o.readBuffer); err != nil {

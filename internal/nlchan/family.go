@@ -1,10 +1,10 @@
 package nlchan
 
 import (
-	"encoding/binary"
 	"fmt"
-	"strings"
 
+	"github.com/mdlayher/netlink"
+	"github.com/mdlayher/netlink/nlenc"
 	"golang.org/x/sys/unix"
 )
 
@@ -13,7 +13,8 @@ const (
 	joolGroup  = "joold"
 )
 
-// family is a generic netlink family as nlctrl describes it.
+// family is a generic netlink family as nlctrl describes it. genetlink's Family
+// lacks the header's length and the largest attribute, by which dialects differ.
 type family struct {
 	name    string
 	id      uint16
@@ -25,9 +26,12 @@ type family struct {
 // resolve asks nlctrl for a family. A family that does not exist is a
 // KernelError with ENOENT.
 func resolve(s Socket, name string) (family, error) {
-	b := beginMessage(nil, unix.GENL_ID_CTRL, unix.CTRL_CMD_GETFAMILY, 1)
-	b = appendAttr(b, unix.CTRL_ATTR_FAMILY_NAME, append([]byte(name), 0)...)
-	if err := s.Send(endMessage(b)); err != nil {
+	b, err := marshal(unix.GENL_ID_CTRL, unix.CTRL_CMD_GETFAMILY, 1, nil,
+		netlink.Attribute{Type: unix.CTRL_ATTR_FAMILY_NAME, Data: nlenc.Bytes(name)})
+	if err != nil {
+		return family{}, err
+	}
+	if err := s.Send(b); err != nil {
 		return family{}, err
 	}
 	buf := make([]byte, answerSize)
@@ -35,7 +39,10 @@ func resolve(s Socket, name string) (family, error) {
 	if err != nil {
 		return family{}, err
 	}
-	f := parseFamily(m.body)
+	f, err := parseFamily(m.body)
+	if err != nil {
+		return family{}, fmt.Errorf("family %s: %w", name, err)
+	}
 	if m.family != unix.GENL_ID_CTRL || f.name != name || f.id == 0 {
 		return family{}, fmt.Errorf("family %s: %w", name, errBadAnswer)
 	}
@@ -66,48 +73,44 @@ func poll(s Socket, buf []byte, seq uint32) (message, error) {
 }
 
 // parseFamily reads what nlctrl says of a family; what is not there stays zero.
-func parseFamily(attrs []byte) family {
+func parseFamily(attrs []byte) (family, error) {
 	f := family{groups: make(map[string]uint32)}
-	for typ, body := range attributes(attrs) {
-		switch typ {
-		case unix.CTRL_ATTR_FAMILY_ID:
-			f.id = uint16(integer(body))
-		case unix.CTRL_ATTR_FAMILY_NAME:
-			f.name = text(body)
-		case unix.CTRL_ATTR_HDRSIZE:
-			f.header = int(integer(body))
-		case unix.CTRL_ATTR_MAXATTR:
-			f.maxAttr = integer(body)
-		case unix.CTRL_ATTR_MCAST_GROUPS:
-			for _, entry := range attributes(body) {
-				var name string
-				var id uint32
-				for typ, body := range attributes(entry) {
-					switch typ {
-					case unix.CTRL_ATTR_MCAST_GRP_NAME:
-						name = text(body)
-					case unix.CTRL_ATTR_MCAST_GRP_ID:
-						id = integer(body)
+	err := decode(attrs, func(ad *netlink.AttributeDecoder) error {
+		for ad.Next() {
+			switch ad.Type() {
+			case unix.CTRL_ATTR_FAMILY_ID:
+				f.id = ad.Uint16()
+			case unix.CTRL_ATTR_FAMILY_NAME:
+				f.name = ad.String()
+			case unix.CTRL_ATTR_HDRSIZE:
+				f.header = int(ad.Uint32())
+			case unix.CTRL_ATTR_MAXATTR:
+				f.maxAttr = ad.Uint32()
+			case unix.CTRL_ATTR_MCAST_GROUPS:
+				ad.Nested(func(ad *netlink.AttributeDecoder) error {
+					for ad.Next() {
+						ad.Nested(f.addGroup)
 					}
-				}
-				f.groups[name] = id
+					return nil
+				})
 			}
 		}
-	}
-	return f
+		return nil
+	})
+	return f, err
 }
 
-func text(b []byte) string { return strings.TrimRight(string(b), "\x00") }
-
-// integer reads a number of one, two or four bytes; anything else is zero.
-func integer(b []byte) uint32 {
-	switch len(b) {
-	case 1:
-		return uint32(b[0])
-	case 2:
-		return uint32(binary.NativeEndian.Uint16(b))
-	case 4:
-		return binary.NativeEndian.Uint32(b)
+func (f *family) addGroup(ad *netlink.AttributeDecoder) error {
+	var name string
+	var id uint32
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.CTRL_ATTR_MCAST_GRP_NAME:
+			name = ad.String()
+		case unix.CTRL_ATTR_MCAST_GRP_ID:
+			id = ad.Uint32()
+		}
 	}
-	return 0
+	f.groups[name] = id
+	return nil
 }

@@ -428,6 +428,38 @@ func TestKernel(t *testing.T) {
 		}
 	})
 
+	t.Run("is that of the calling thread's namespace", func(t *testing.T) {
+		instance(t)
+		const others = "2001:db8:64::/96"
+		sh(t, "ip netns exec n6 jool instance add edge --netfilter --pool6 "+others)
+		defer sh(t, "ip netns exec n6 jool instance remove edge")
+		dial := func() (nlchan.Globals, error) {
+			ns, err := os.Open("/run/netns/n6")
+			if err != nil {
+				return nlchan.Globals{}, err
+			}
+			defer ns.Close()
+			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+				return nlchan.Globals{}, err
+			}
+			c, err := nlchan.Dial("edge")
+			if err != nil {
+				return nlchan.Globals{}, err
+			}
+			defer c.Close()
+			return c.Globals(ctx)
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			runtime.LockOSThread() // and never unlock it: the thread ends in that namespace
+			if g, err := dial(); err != nil || g.Pool6 != newPool6(t, others) {
+				t.Errorf("got %+v, %v", g, err)
+			}
+		}()
+		<-done
+	})
+
 	t.Run("comes and goes", func(t *testing.T) {
 		c := instance(t)
 		w, err := nlchan.NewWatcher()

@@ -1,6 +1,7 @@
 package nlchan
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,28 +35,24 @@ func (linux) InUserNamespace() bool {
 
 // Socket opens a socket in the network namespace of the calling thread.
 func (linux) Socket() (Socket, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_GENERIC)
+	conn, err := netlink.Dial(unix.NETLINK_GENERIC, nil)
 	if err != nil {
-		return nil, os.NewSyscallError("open a netlink socket", err)
+		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		unix.Close(fd)
-		return nil, os.NewSyscallError("bind a netlink socket", err)
-	}
-	s := &socket{file: os.NewFile(uintptr(fd), "netlink")}
-	if s.raw, err = s.file.SyscallConn(); err != nil {
-		s.file.Close()
+	s := &socket{conn: conn}
+	if s.raw, err = conn.SyscallConn(); err != nil {
+		conn.Close()
 		return nil, err
 	}
 	s.onReadable, s.onWritable = s.recvfrom, s.write
 	return s, nil
 }
 
-// socket does its system calls within the callbacks of a syscall.RawConn, so
+// socket sends and receives within the callbacks of its connection's RawConn, so
 // that the runtime's poller waits and Close is safe. The callbacks are made
 // once, and take their arguments from fields, so that nothing is allocated.
 type socket struct {
-	file   *os.File
+	conn   *netlink.Conn
 	raw    syscall.RawConn
 	closed atomic.Bool
 
@@ -145,38 +143,39 @@ func (s *socket) write(fd uintptr) bool {
 }
 
 func (s *socket) Join(group uint32) error {
-	return s.control(fmt.Sprintf("join netlink group %d", group), func(fd int) error {
-		return unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, int(group))
-	})
+	return s.wrap(fmt.Sprintf("join netlink group %d", group), s.conn.JoinGroup(group))
 }
 
-func (s *socket) SetReadBuffer(bytes int) (got int, err error) {
-	err = s.control("set the receive buffer", func(fd int) error {
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, bytes); err != nil {
-			// Without the privilege, as far as net.core.rmem_max allows.
-			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, bytes); err != nil {
-				return err
-			}
-		}
-		got, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
-		return err
-	})
-	return got, err
+func (s *socket) SetReadBuffer(bytes int) (int, error) {
+	// Without the privilege it goes as far as net.core.rmem_max allows.
+	err := s.conn.SetReadBuffer(bytes)
+	var got int
+	if err == nil {
+		got, err = s.conn.ReadBuffer()
+	}
+	return got, s.wrap("set the receive buffer", err)
 }
 
-func (s *socket) control(what string, f func(fd int) error) error {
-	var err error
-	if ctlErr := s.raw.Control(func(fd uintptr) { err = f(int(fd)) }); ctlErr != nil {
+func (s *socket) SetReadDeadline(t time.Time) error {
+	return s.wrap("set the read deadline", s.conn.SetReadDeadline(t))
+}
+
+// wrap says in this package's words what was tried.
+func (s *socket) wrap(what string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case s.closed.Load():
 		return ErrClosed
 	}
-	return os.NewSyscallError(what, err)
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		err = errno
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
 
-func (s *socket) SetReadDeadline(t time.Time) error { return s.file.SetReadDeadline(t) }
-
 func (s *socket) Close() error {
-	if s.closed.Swap(true) {
-		return nil
-	}
-	return s.file.Close()
+	s.closed.Store(true)
+	return s.conn.Close()
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,9 +26,14 @@ func openSocket(t *testing.T) Socket {
 	return s
 }
 
-func askForCtrl() []byte {
-	b := beginMessage(nil, unix.GENL_ID_CTRL, unix.CTRL_CMD_GETFAMILY, 1)
-	return endMessage(appendAttr(b, unix.CTRL_ATTR_FAMILY_NAME, []byte("nlctrl\x00")...))
+func askForCtrl(t *testing.T) []byte {
+	t.Helper()
+	b, err := marshal(unix.GENL_ID_CTRL, unix.CTRL_CMD_GETFAMILY, 1, nil,
+		netlink.Attribute{Type: unix.CTRL_ATTR_FAMILY_NAME, Data: []byte("nlctrl\x00")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 func TestTheKernelsAnswerWaitsWhenSendReturns(t *testing.T) {
@@ -54,7 +60,7 @@ func TestAFamilyThatIsNotThereIsENOENT(t *testing.T) {
 
 func TestAMessageThatDoesNotFitTellsItsLength(t *testing.T) {
 	s := openSocket(t)
-	if err := s.Send(askForCtrl()); err != nil {
+	if err := s.Send(askForCtrl(t)); err != nil {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 24)
@@ -69,7 +75,7 @@ func TestAMessageThatDoesNotFitTellsItsLength(t *testing.T) {
 
 func TestSendingAndReceivingAllocateNothing(t *testing.T) {
 	s := openSocket(t)
-	request, buf := askForCtrl(), make([]byte, answerSize)
+	request, buf := askForCtrl(t), make([]byte, answerSize)
 	allocs := testing.AllocsPerRun(1000, func() {
 		if err := s.Send(request); err != nil {
 			t.Fatal(err)
@@ -107,7 +113,7 @@ func TestADeadlineAndCloseEndAReceiveThatWaits(t *testing.T) {
 	if err := <-ended; err != ErrClosed {
 		t.Errorf("closed: %v", err)
 	}
-	if err := s.Send(askForCtrl()); err != ErrClosed {
+	if err := s.Send(askForCtrl(t)); err != ErrClosed {
 		t.Errorf("sending on a closed socket: %v", err)
 	}
 	if _, err := s.Poll(nil); err != ErrClosed {
@@ -135,7 +141,7 @@ func TestASocketThatOverflowsSaysENOBUFS(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 100 {
-		if err := s.Send(askForCtrl()); err != nil && err != unix.ENOBUFS {
+		if err := s.Send(askForCtrl(t)); err != nil && err != unix.ENOBUFS {
 			t.Fatal(err)
 		}
 	}

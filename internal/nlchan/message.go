@@ -3,9 +3,12 @@ package nlchan
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"iter"
 	"syscall"
 
+	"github.com/mdlayher/genetlink"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,7 +28,6 @@ const (
 	flagError = 1 << 0 // JOOLNLHDR_FLAGS_ERROR
 	flagMore  = 1 << 3 // JOOLNLHDR_FLAGS_M
 
-	attrNested   = unix.NLA_F_NESTED
 	attrTypeMask = 0x3fff // NLA_TYPE_MASK
 
 	// MessageSize is the room that any message of the channel fits in: Jool
@@ -37,20 +39,28 @@ const (
 	answerSize = 16 << 10
 )
 
-// beginMessage appends a netlink and a generic netlink header; endMessage must
-// follow when the rest is there. b must be empty.
-func beginMessage(b []byte, family uint16, cmd uint8, seq uint32) []byte {
-	b = binary.NativeEndian.AppendUint32(b, 0)
-	b = binary.NativeEndian.AppendUint16(b, family)
-	b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST)
-	b = binary.NativeEndian.AppendUint32(b, seq)
-	b = binary.NativeEndian.AppendUint32(b, 0)
-	return append(b, cmd, genlVersion, 0, 0)
-}
-
-func endMessage(b []byte) []byte {
-	binary.NativeEndian.PutUint32(b, uint32(len(b)))
-	return b
+// marshal makes a request of a family's own header and attributes.
+func marshal(family uint16, cmd uint8, seq uint32, header []byte, attrs ...netlink.Attribute) ([]byte, error) {
+	body, err := netlink.MarshalAttributes(attrs)
+	if err != nil {
+		return nil, err
+	}
+	request, err := genetlink.Message{
+		Header: genetlink.Header{Command: cmd, Version: genlVersion},
+		Data:   append(header, body...),
+	}.MarshalBinary()
+	if err != nil {
+		return nil, err
+	}
+	return netlink.Message{
+		Header: netlink.Header{
+			Length:   uint32(nlHeader + len(request)),
+			Type:     netlink.HeaderType(family),
+			Flags:    netlink.Request,
+			Sequence: seq,
+		},
+		Data: request,
+	}.MarshalBinary()
 }
 
 // message is a message from the kernel, taken apart as far as its family does
@@ -64,7 +74,7 @@ type message struct {
 }
 
 // parseMessage reads the first message in b; whole is false when b ends before
-// the message does, but what is there can be used.
+// the message does, but what is there can be used (netlink.Message wants all).
 func parseMessage(b []byte) (m message, whole, ok bool) {
 	if len(b) < nlHeader+genlHeader {
 		return m, false, false
@@ -129,21 +139,22 @@ func (m *joolMessage) kernelError() *KernelError {
 	return e
 }
 
-// appendRequest begins a request to Jool; endMessage must follow.
-func (d *dialect) appendRequest(b []byte, op uint8, seq uint32, instance string) []byte {
-	b = beginMessage(b, d.family, op, seq)
+// marshal makes a request to Jool.
+func (d *dialect) marshal(op uint8, seq uint32, instance string, attrs ...netlink.Attribute) ([]byte, error) {
+	var header []byte
 	if d.magic() {
-		b = append(b, joolMagic...)
+		header = append(header, joolMagic...)
 	}
-	b = append(b, d.version.Major, d.version.Minor, d.version.Revision, d.version.Dev)
-	b = append(b, xlatorNAT64, 0, 0, 0)
+	header = append(header, d.version.Major, d.version.Minor, d.version.Revision, d.version.Dev)
+	header = append(header, xlatorNAT64, 0, 0, 0)
 	var name [nameSize]byte
 	copy(name[:nameSize-1], instance)
-	return append(b, name[:]...)
+	return marshal(d.family, op, seq, append(header, name[:]...), attrs...)
 }
 
-// attributes walks over netlink attributes, and stops as the kernel does where
-// one makes no sense. Types come without flags.
+// attributes walks over netlink attributes without a copy, and stops as the kernel
+// does where one makes no sense: on the way of the sessions, and where what is
+// readable counts. Types come without flags.
 func attributes(b []byte) iter.Seq2[uint16, []byte] {
 	return func(yield func(uint16, []byte) bool) {
 		for len(b) >= attrHeader {
@@ -159,13 +170,18 @@ func attributes(b []byte) iter.Seq2[uint16, []byte] {
 	}
 }
 
-// appendAttr appends an attribute, padded to four bytes.
-func appendAttr(b []byte, typ uint16, body ...byte) []byte {
-	b = binary.NativeEndian.AppendUint16(b, uint16(attrHeader+len(body)))
-	b = binary.NativeEndian.AppendUint16(b, typ)
-	b = append(b, body...)
-	for range -len(body) & 3 {
-		b = append(b, 0)
+// decode has f read the attributes of an answer of which all must make sense:
+// half a table is not to be taken for the whole.
+func decode(b []byte, f func(*netlink.AttributeDecoder) error) error {
+	ad, err := netlink.NewAttributeDecoder(b)
+	if err == nil {
+		err = f(ad)
 	}
-	return b
+	if err == nil {
+		err = ad.Err()
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errBadAnswer, err)
+	}
+	return nil
 }

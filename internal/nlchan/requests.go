@@ -2,12 +2,12 @@ package nlchan
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
 	"net/netip"
 
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"joold/internal/session"
@@ -15,16 +15,18 @@ import (
 
 // ask sends a request with these attributes and reads the answer into buf.
 // The kernel answers within the call; ctx matters only between calls.
-func (c *Conn) ask(ctx context.Context, op uint8, attrs, buf []byte) (joolMessage, error) {
+func (c *Conn) ask(ctx context.Context, op uint8, buf []byte, attrs ...netlink.Attribute) (joolMessage, error) {
 	if err := ctx.Err(); err != nil {
 		return joolMessage{}, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.requestID++
-	c.request = c.appendRequest(c.request[:0], op, c.requestID, c.instance)
-	c.request = append(c.request, attrs...)
-	if err := c.requests.Send(endMessage(c.request)); err != nil {
+	request, err := c.marshal(op, c.requestID, c.instance, attrs...)
+	if err != nil {
+		return joolMessage{}, err
+	}
+	if err := c.requests.Send(request); err != nil {
 		return joolMessage{}, err
 	}
 	m, err := poll(c.requests, buf, c.requestID)
@@ -56,7 +58,7 @@ func (c *Conn) Hello(ctx context.Context) error {
 }
 
 func (c *Conn) hello() error {
-	m, err := c.ask(context.Background(), opInstanceHello, nil, make([]byte, answerSize))
+	m, err := c.ask(context.Background(), opInstanceHello, make([]byte, answerSize))
 	if err != nil {
 		return err
 	}
@@ -79,7 +81,7 @@ func (c *Conn) Advertise(ctx context.Context) error {
 	if c.version.Less(4, 1, 11) {
 		return c.fail(op, fmt.Errorf("version %s: %w", c.version, ErrCannotAdvertise))
 	}
-	if _, err := c.ask(ctx, c.opAdvertise, nil, make([]byte, answerSize)); err != nil {
+	if _, err := c.ask(ctx, c.opAdvertise, make([]byte, answerSize)); err != nil {
 		return c.fail(op, err)
 	}
 	return nil
@@ -89,11 +91,10 @@ func (c *Conn) Advertise(ctx context.Context) error {
 // of each, which are entries only, until the next.
 func (c *Conn) dump(ctx context.Context, op uint8, proto session.Proto, page func(entries []byte) error) error {
 	buf := make([]byte, answerSize)
-	first := appendAttr(nil, c.attrProto, uint8(proto))
-	var attrs, last []byte
-	attrs = append(attrs, first...)
+	attrs := []netlink.Attribute{{Type: c.attrProto, Data: []byte{uint8(proto)}}}
+	var last []byte
 	for {
-		m, err := c.ask(ctx, op, attrs, buf)
+		m, err := c.ask(ctx, op, buf, attrs...)
 		if err != nil {
 			return err
 		}
@@ -113,7 +114,7 @@ func (c *Conn) dump(ctx context.Context, op uint8, proto session.Proto, page fun
 		// The offset is an entry in the very form in which the module writes
 		// it, and it continues after that one, even if it is gone by then.
 		last = append(last[:0], end...)
-		attrs = appendAttr(append(attrs[:0], first...), c.attrOffset|attrNested, last...)
+		attrs = append(attrs[:1], netlink.Attribute{Type: c.attrOffset | netlink.Nested, Data: last})
 	}
 }
 
@@ -169,14 +170,14 @@ func (c *Conn) Pool4(ctx context.Context) ([]Pool4Entry, error) {
 		const attempts = 5
 		for attempt := 1; ; attempt++ {
 			err := c.dump(ctx, opPool4Foreach, proto, func(entries []byte) error {
-				for _, body := range attributes(entries) {
-					e, err := parsePool4(body)
-					if err != nil {
-						return err
+				return decode(entries, func(ad *netlink.AttributeDecoder) error {
+					for ad.Next() {
+						var e Pool4Entry
+						ad.Nested(e.decode)
+						pool = append(pool, e)
 					}
-					pool = append(pool, e)
-				}
-				return nil
+					return nil
+				})
 			})
 			if err == nil {
 				break
@@ -191,44 +192,45 @@ func (c *Conn) Pool4(ctx context.Context) ([]Pool4Entry, error) {
 	return pool, nil
 }
 
-func parsePool4(b []byte) (Pool4Entry, error) {
-	var e Pool4Entry
-	for typ, body := range attributes(b) {
-		switch typ {
+func (e *Pool4Entry) decode(ad *netlink.AttributeDecoder) error {
+	for ad.Next() {
+		switch ad.Type() {
 		case attrPool4Mark:
-			e.Mark = integer(body)
+			e.Mark = ad.Uint32()
 		case attrPool4Proto:
-			e.Proto = session.Proto(integer(body))
+			e.Proto = session.Proto(ad.Uint8())
 		case attrPool4Prefix:
-			e.Prefix = parsePrefix(body)
+			ad.Nested(decodePrefix(&e.Prefix))
 		case attrPool4MinPort:
-			e.MinPort = uint16(integer(body))
+			e.MinPort = ad.Uint16()
 		case attrPool4MaxPort:
-			e.MaxPort = uint16(integer(body))
+			e.MaxPort = ad.Uint16()
 		}
 	}
-	if !e.Prefix.Addr().Is4() {
-		return e, errBadAnswer
+	if ad.Err() == nil && !e.Prefix.Addr().Is4() {
+		return errors.New("a pool4 entry lacks its prefix")
 	}
-	return e, nil
+	return nil
 }
 
-// parsePrefix reads an address and a length; the zero prefix if they are none.
-func parsePrefix(b []byte) netip.Prefix {
-	var addr netip.Addr
-	bits := -1
-	for typ, body := range attributes(b) {
-		switch typ {
-		case attrPrefixAddr:
-			addr, _ = netip.AddrFromSlice(body)
-		case attrPrefixLen:
-			bits = int(integer(body))
+// decodePrefix reads an address and a length; the zero prefix if they are none.
+func decodePrefix(p *netip.Prefix) func(*netlink.AttributeDecoder) error {
+	return func(ad *netlink.AttributeDecoder) error {
+		var addr netip.Addr
+		bits := -1
+		for ad.Next() {
+			switch ad.Type() {
+			case attrPrefixAddr:
+				addr, _ = netip.AddrFromSlice(ad.Bytes())
+			case attrPrefixLen:
+				bits = int(ad.Uint8())
+			}
 		}
+		if *p = netip.PrefixFrom(addr, bits); !p.IsValid() {
+			*p = netip.Prefix{}
+		}
+		return nil
 	}
-	if p := netip.PrefixFrom(addr, bits); p.IsValid() {
-		return p
-	}
-	return netip.Prefix{}
 }
 
 // BIBEntry binds an IPv6 node's transport address to its mask.
@@ -244,16 +246,19 @@ func (c *Conn) StaticBIB(ctx context.Context) ([]BIBEntry, error) {
 	var bib []BIBEntry
 	for _, proto := range session.Protos {
 		err := c.dump(ctx, opBIBForeach, proto, func(entries []byte) error {
-			for _, body := range attributes(entries) {
-				e, static, err := parseBIB(body)
-				if err != nil {
-					return err
-				}
-				if static {
+			return decode(entries, func(ad *netlink.AttributeDecoder) error {
+				for ad.Next() {
+					// Nearly all are not, and need not be taken apart.
+					static := find(ad.Bytes(), attrBIBStatic)
+					if len(static) != 1 || static[0] == 0 {
+						continue
+					}
+					var e BIBEntry
+					ad.Nested(e.decode)
 					bib = append(bib, e)
 				}
-			}
-			return nil
+				return nil
+			})
 		})
 		if err != nil {
 			return nil, c.fail(fmt.Sprintf("dump the %s BIB", proto), err)
@@ -262,50 +267,64 @@ func (c *Conn) StaticBIB(ctx context.Context) ([]BIBEntry, error) {
 	return bib, nil
 }
 
-func parseBIB(b []byte) (e BIBEntry, static bool, err error) {
-	for typ, body := range attributes(b) {
-		switch typ {
+func (e *BIBEntry) decode(ad *netlink.AttributeDecoder) error {
+	for ad.Next() {
+		switch ad.Type() {
 		case attrBIBSrc6:
-			e.Src6 = parseTransport(body)
+			ad.Nested(decodeTransport(&e.Src6))
 		case attrBIBSrc4:
-			e.Src4 = parseTransport(body)
+			ad.Nested(decodeTransport(&e.Src4))
 		case attrBIBProto:
-			e.Proto = session.Proto(integer(body))
-		case attrBIBStatic:
-			static = integer(body) != 0
+			e.Proto = session.Proto(ad.Uint8())
 		}
 	}
-	if !e.Src6.Addr().Is6() || !e.Src4.Addr().Is4() {
-		return e, static, errBadAnswer
+	if ad.Err() == nil && (!e.Src6.Addr().Is6() || !e.Src4.Addr().Is4()) {
+		return errors.New("a BIB entry lacks an address")
 	}
-	return e, static, nil
+	return nil
 }
 
-func parseTransport(b []byte) netip.AddrPort {
-	addr, _ := netip.AddrFromSlice(find(b, attrTransportAddr))
-	return netip.AddrPortFrom(addr, uint16(integer(find(b, attrTransportPort))))
+func decodeTransport(to *netip.AddrPort) func(*netlink.AttributeDecoder) error {
+	return func(ad *netlink.AttributeDecoder) error {
+		var addr netip.Addr
+		var port uint16
+		for ad.Next() {
+			switch ad.Type() {
+			case attrTransportAddr:
+				addr, _ = netip.AddrFromSlice(ad.Bytes())
+			case attrTransportPort:
+				port = ad.Uint16()
+			}
+		}
+		*to = netip.AddrPortFrom(addr, port)
+		return nil
+	}
 }
 
-// scan asks for a list of plain attributes, page by page: page gets one.
-func (c *Conn) scan(ctx context.Context, op uint8, each func(id uint8, body []byte)) error {
+// scan asks for a list of plain attributes, page by page: each gets the decoder
+// at one of them.
+func (c *Conn) scan(ctx context.Context, op uint8, each func(id uint8, ad *netlink.AttributeDecoder)) error {
 	buf := make([]byte, answerSize)
+	var attrs []netlink.Attribute
 	var last uint8
 	for {
-		var attrs []byte
-		if last != 0 {
-			attrs = appendAttr(nil, c.attrOffset8, last)
-		}
-		m, err := c.ask(ctx, op, attrs, buf)
+		m, err := c.ask(ctx, op, buf, attrs...)
 		if err != nil {
 			return err
 		}
 		from := last
-		for typ, body := range attributes(m.attrs) {
-			if len(body) == 0 || typ > math.MaxUint8 { // padding, or none of Jool's
-				continue
+		err = decode(m.attrs, func(ad *netlink.AttributeDecoder) error {
+			for ad.Next() {
+				if len(ad.Bytes()) == 0 || ad.Type() > math.MaxUint8 { // padding, or none of Jool's
+					continue
+				}
+				last = uint8(ad.Type())
+				each(last, ad)
 			}
-			last = uint8(typ)
-			each(last, body)
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 		if m.flags&flagMore == 0 {
 			return nil
@@ -313,6 +332,7 @@ func (c *Conn) scan(ctx context.Context, op uint8, each func(id uint8, body []by
 		if last <= from {
 			return errNoProgress
 		}
+		attrs = []netlink.Attribute{{Type: c.attrOffset8, Data: []byte{last}}}
 	}
 }
 
@@ -335,34 +355,33 @@ func (c *Conn) Globals(ctx context.Context) (Globals, error) {
 	var g Globals
 	var pool6 netip.Prefix
 	var seen uint64
-	err := c.scan(ctx, opGlobalForeach, func(id uint8, body []byte) {
+	err := c.scan(ctx, opGlobalForeach, func(id uint8, ad *netlink.AttributeDecoder) {
 		if id < 64 {
 			seen |= 1 << id
 		}
-		n := integer(body)
 		switch id {
 		case attrPool6:
-			pool6 = parsePrefix(body)
+			ad.Nested(decodePrefix(&pool6))
 		case attrTCPEst:
-			g.Timeouts.TCPEst = n
+			g.Timeouts.TCPEst = ad.Uint32()
 		case attrTCPTrans:
-			g.Timeouts.TCPTrans = n
+			g.Timeouts.TCPTrans = ad.Uint32()
 		case attrUDP:
-			g.Timeouts.UDP = n
+			g.Timeouts.UDP = ad.Uint32()
 		case attrICMP:
-			g.Timeouts.ICMP = n
+			g.Timeouts.ICMP = ad.Uint32()
 		case attrSyncEnabled:
-			g.SyncEnabled = n != 0
+			g.SyncEnabled = ad.Uint8() != 0
 		case attrFlushASAP:
-			g.FlushASAP = n != 0
+			g.FlushASAP = ad.Uint8() != 0
 		case attrFlushDeadline:
-			g.FlushDeadline = n
+			g.FlushDeadline = ad.Uint32()
 		case attrCapacity:
-			g.Capacity = n
+			g.Capacity = ad.Uint32()
 		case attrMaxPayload:
-			g.MaxPayload = n
+			g.MaxPayload = ad.Uint32()
 		case attrMaxSessionsPerPacket:
-			g.MaxSessionsPerPacket = n
+			g.MaxSessionsPerPacket = ad.Uint32()
 		}
 	})
 	if err != nil {
@@ -404,10 +423,8 @@ func (s *Stats) Advertisements() (n uint64, ok bool) { return s.Raw[s.advertised
 func (c *Conn) Stats(ctx context.Context) (*Stats, error) {
 	s := &Stats{Raw: make(map[uint8]uint64)}
 	s.dropped, s.advertised = c.syncStats()
-	err := c.scan(ctx, opStatsForeach, func(id uint8, body []byte) {
-		if len(body) == 8 {
-			s.Raw[id] = binary.NativeEndian.Uint64(body)
-		}
+	err := c.scan(ctx, opStatsForeach, func(id uint8, ad *netlink.AttributeDecoder) {
+		s.Raw[id] = ad.Uint64()
 	})
 	if err != nil {
 		return nil, c.fail("read the counters", err)

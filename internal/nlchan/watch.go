@@ -72,7 +72,10 @@ func (w *Watcher) Run(ctx context.Context, f func(Event)) error {
 			return &Error{Op: "watch for Jool's module", Err: err}
 		}
 		m, _, ok := parseMessage(buf[:min(n, len(buf))])
-		if !ok || m.family != w.ctrl || text(find(m.body, unix.CTRL_ATTR_FAMILY_NAME)) != joolFamily {
+		if !ok || m.family != w.ctrl {
+			continue
+		}
+		if f, err := parseFamily(m.body); err != nil || f.name != joolFamily {
 			continue
 		}
 		switch m.cmd {
