@@ -98,7 +98,7 @@ func TestAMistakeOnTheCommandLineIsOneLineThatNamesIt(t *testing.T) {
 		{"ff08::1 -p no-such", `--net.mcast.port "no-such": want a port from 1 to 65535 or the name of a UDP service (/etc/services)`},
 		{"ff08::1 -i sixteencharacter", `--instance "sixteencharacter": want 1 to 15 printable ASCII characters`},
 		{"ff08::1 -i a\tb", `--instance "a\tb": want 1 to 15 printable ASCII characters`},
-		{"ff08::1 -i \u00e9", `--instance "\u00e9": want 1 to 15 printable ASCII characters`},
+		{"ff08::1 -i é", `--instance "é": want 1 to 15 printable ASCII characters`},
 		{"ff08::1 --net.dev.in eth0/1", `--net.dev.in "eth0/1": want the name of an interface, or one of its addresses`},
 		{"ff08::1 -o interface-number-1", `--net.dev.out "interface-number-1": want the name of an interface, or one of its addresses`},
 		{"ff08::1 --net.wire 4.1.14", `--net.wire "4.1.14": want module, 4.1.11, 4.1.12 or 4.1.13`},

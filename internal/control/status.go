@@ -54,7 +54,8 @@ type Kernel struct {
 	AddMessages uint64            `json:"add_messages"` // in so many messages
 	AddErrors   uint64            `json:"add_errors"`   // messages that the module refused
 	Waiting     int               `json:"waiting"`      // sessions waiting for the module
-	Dropped     uint64            `json:"dropped"`      // sessions that found no room to wait
+	Dropped     uint64            `json:"dropped"`      // sessions that found no room to wait, or no instance when they had
+	Unfit       uint64            `json:"unfit"`        // sessions that this module would misread: 4.1.12 and a pool6 other than a /96
 }
 
 // Net counts what passes between the daemon and the network.

@@ -3,12 +3,15 @@ package daemon
 import (
 	"errors"
 	"fmt"
+	"net"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
+	"joold/internal/mcast"
 	"joold/internal/session"
 )
 
@@ -16,16 +19,17 @@ import (
 type counters struct {
 	kernelMessages, kernelSessions, kernelBytes atomic.Uint64
 	kernelBad                                   [session.Defects]atomic.Uint64
-	overruns                                    atomic.Uint64
+	overruns, foreign, malformed                atomic.Uint64 // of ended links, but for the first
 	injected, addMessages, addErrors, dropped   atomic.Uint64
 
-	sentDatagrams, sentSessions, sentBytes, sendFailed atomic.Uint64
-	sendErrors                                         errorCounts
+	sentDatagrams, sentSessions, sentBytes atomic.Uint64
+	sendErrors                             errorCounts
 
 	rcvdDatagrams, rcvdSessions, rcvdBytes atomic.Uint64
 	rcvdBad                                [session.Defects]atomic.Uint64
 	refused                                [session.Refusals]atomic.Uint64
-	unserved, readErrors                   atomic.Uint64
+	unserved, unfit                        atomic.Uint64
+	readErrors, socketDrops                atomic.Uint64 // the latter of closed groups
 }
 
 // reason is why an entry was left out: a session.Defect or a session.Refusal.
@@ -73,8 +77,17 @@ type errorCounts struct {
 func (c *errorCounts) add(err error) {
 	name := "other"
 	var errno unix.Errno
-	if errors.As(err, &errno) {
+	switch {
+	case errors.As(err, &errno):
 		name = unix.ErrnoName(errno)
+	case errors.Is(err, mcast.ErrTooBig):
+		name = "EMSGSIZE"
+	case errors.Is(err, mcast.ErrNoInterface):
+		name = "ENODEV"
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		name = "timeout"
+	case errors.Is(err, net.ErrClosed):
+		name = "group closed"
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

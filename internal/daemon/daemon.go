@@ -46,12 +46,14 @@ type watcher interface {
 // network is what the daemon needs of the group: *mcast.Conn in earnest.
 type network interface {
 	ReadBatch(d []mcast.Datagram) (int, error)
+	SetWriteDeadline(t time.Time) error
 	Write(b []byte) error
 	MaxPayload() int
 	Refresh() error
 	SetReadDeadline(t time.Time) error
 	Local() mcast.Local
 	Drops() uint64
+	Close() error
 }
 
 var (
@@ -68,9 +70,10 @@ type Daemon struct {
 	version string
 	started time.Time
 
+	open       func() (network, error)
 	dial       func() (kernel, error)
 	newWatcher func() (watcher, error)
-	group      network
+	current    atomic.Pointer[network]
 	link       atomic.Pointer[link] // the instance, while it is there
 	out        *outlet
 	sweep      chan struct{} // holds a token while an advertisement runs
@@ -89,15 +92,19 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 	if err != nil {
 		return err
 	}
-	conn, err := mcast.Open(mcast.Config{
-		Group: group, In: cfg.In, Out: cfg.Out, TTL: cfg.TTL, NoReuse: !cfg.ReuseAddr,
-	})
+	d := newDaemon(cfg, version, log)
+	d.open = func() (network, error) {
+		return mcast.Open(mcast.Config{Group: group, In: cfg.In, Out: cfg.Out, TTL: cfg.TTL, NoReuse: !cfg.ReuseAddr})
+	}
+	d.dial = func() (kernel, error) { return nlchan.Dial(cfg.Instance, nlchan.PerMessage(perAdd)) }
+	d.newWatcher = func() (watcher, error) { return nlchan.NewWatcher() }
+
+	conn, err := d.open()
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-
-	d := newDaemon(cfg, version, log, conn, func() (kernel, error) { return nlchan.Dial(cfg.Instance) })
+	d.setGroup(conn)
+	defer func() { d.group().Close() }()
 	first, err := d.connect(ctx)
 	if err != nil {
 		return err
@@ -141,15 +148,20 @@ func listenControl(cfg *config.Config) (*control.Server, error) {
 	return control.Listen(path)
 }
 
-func newDaemon(cfg *config.Config, version string, log *slog.Logger, group network, dial func() (kernel, error)) *Daemon {
+func newDaemon(cfg *config.Config, version string, log *slog.Logger) *Daemon {
 	d := &Daemon{
 		cfg: cfg, log: log, limit: logging.NewLimiter(log), version: version, started: time.Now(),
-		dial: dial, newWatcher: func() (watcher, error) { return nlchan.NewWatcher() },
-		group: group, sweep: make(chan struct{}, 1),
+		sweep: make(chan struct{}, 1),
 	}
 	d.out = newOutlet(d)
+	d.waitingFor.Store("joold has just started")
 	return d
 }
+
+// group is the group as it is open now, or was before it was lost.
+func (d *Daemon) group() network { return *d.current.Load() }
+
+func (d *Daemon) setGroup(n network) { d.current.Store(&n) }
 
 // run keeps both ways going until ctx ends.
 func (d *Daemon) run(ctx context.Context, first *link) error {

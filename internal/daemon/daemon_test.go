@@ -40,6 +40,7 @@ type modelKernel struct {
 	closed    chan struct{}
 	closeOnce sync.Once
 	module    nlchan.Module
+	addTime   time.Duration
 
 	mu      sync.Mutex
 	globals nlchan.Globals
@@ -94,6 +95,7 @@ func (k *modelKernel) Ack() error {
 }
 
 func (k *modelKernel) Add(s []session.Session, p session.Pool6) error {
+	time.Sleep(k.addTime)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.addErr != nil {
@@ -154,10 +156,12 @@ func (k *modelKernel) taken() []session.Session {
 // modelGroup is a network of which the test is the other end.
 type modelGroup struct {
 	in     chan []byte
+	ended  chan struct{} // by a deadline
 	closed chan struct{}
 	once   sync.Once
 
 	mu     sync.Mutex
+	path   error // what Refresh finds
 	out    [][]byte
 	errs   []error // of the writes to come
 	narrow int     // the payload that still fits; 0 for anything
@@ -165,7 +169,7 @@ type modelGroup struct {
 }
 
 func newModelGroup() *modelGroup {
-	return &modelGroup{in: make(chan []byte, 1000), closed: make(chan struct{}), max: 1452}
+	return &modelGroup{in: make(chan []byte, 1000), ended: make(chan struct{}), closed: make(chan struct{}), max: 1452}
 }
 
 var sender = netip.MustParseAddrPort("[fe80::5%eth2]:6400")
@@ -175,10 +179,19 @@ func (g *modelGroup) ReadBatch(d []mcast.Datagram) (int, error) {
 	case b := <-g.in:
 		d[0].Payload, d[0].From = b, sender
 		return 1, nil
-	case <-g.closed:
+	case <-g.ended:
 		return 0, os.ErrDeadlineExceeded
+	case <-g.closed:
+		return 0, net.ErrClosed
 	}
 }
+
+func (g *modelGroup) Close() error {
+	close(g.closed)
+	return nil
+}
+
+func (g *modelGroup) SetWriteDeadline(time.Time) error { return nil }
 
 func (g *modelGroup) Write(b []byte) error {
 	g.mu.Lock()
@@ -202,10 +215,14 @@ func (g *modelGroup) MaxPayload() int {
 	return g.max
 }
 
-func (g *modelGroup) Refresh() error { return nil }
+func (g *modelGroup) Refresh() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.path
+}
 
 func (g *modelGroup) SetReadDeadline(time.Time) error {
-	g.once.Do(func() { close(g.closed) })
+	g.once.Do(func() { close(g.ended) })
 	return nil
 }
 
@@ -229,6 +246,7 @@ type bench struct {
 	g      *modelGroup
 	dials  chan dialled // the links to come after the first
 	events chan nlchan.Event
+	groups chan *modelGroup // those to come
 	logs   *syncBuffer
 	stop   func()
 }
@@ -262,18 +280,26 @@ func start(t *testing.T, k *modelKernel, change func(*config.Config)) *bench {
 	if change != nil {
 		change(cfg)
 	}
-	b := &bench{k: k, g: newModelGroup(), dials: make(chan dialled), logs: new(syncBuffer)}
+	b := &bench{k: k, g: newModelGroup(), dials: make(chan dialled), groups: make(chan *modelGroup), logs: new(syncBuffer)}
 	log := slog.New(slog.NewTextHandler(io.MultiWriter(b.logs, t.Output()), nil))
 	first := make(chan *modelKernel, 1)
 	first <- k
-	b.Daemon = newDaemon(cfg, "test", log, b.g, func() (kernel, error) {
+	b.Daemon = newDaemon(cfg, "test", log)
+	b.setGroup(b.g)
+	b.open = func() (network, error) {
+		if g, ok := <-b.groups; ok {
+			return g, nil
+		}
+		return nil, net.ErrClosed
+	}
+	b.dial = func() (kernel, error) {
 		select {
 		case k := <-first:
 			return k, nil
 		case d := <-b.dials:
 			return d.k, d.err
 		}
-	})
+	}
 	b.events = make(chan nlchan.Event)
 	b.newWatcher = func() (watcher, error) { return modelWatcher(b.events), nil }
 	ctx, cancel := context.WithCancel(context.Background())
@@ -285,6 +311,7 @@ func start(t *testing.T, k *modelKernel, change func(*config.Config)) *bench {
 	go func() { done <- b.run(ctx, l) }()
 	b.stop = sync.OnceFunc(func() {
 		close(b.dials)
+		close(b.groups)
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("the daemon ended with %v", err)
@@ -606,6 +633,36 @@ func TestAnAdvertisementDoesNotTurnBackWhatWasAnnouncedMeanwhile(t *testing.T) {
 	}
 }
 
+func TestAPacedAdvertisementDoesNotTurnBackWhatIsHeardWhileItWaits(t *testing.T) {
+	k := newModelKernel(session.Enc4113)
+	for p := range uint16(72) {
+		k.table = append(k.table, udp(p, 100_000+uint32(p)))
+	}
+	b := start(t, k, nil)
+	done := make(chan error)
+	go func() {
+		_, err := advertise(b, 36)
+		done <- err
+	}()
+	eventually(t, "the first datagram is out", func() bool { all, _ := b.g.sent(wkp); return len(all) == 36 })
+	k.announced <- encode(session.Enc4113, wkp, udp(50, 300_000))
+	b.g.in <- encode(session.Enc4113, wkp, udp(60, 300_000))
+	eventually(t, "the peer's is taken", func() bool { return len(k.taken()) == 1 })
+	eventually(t, "ours is announced", func() bool { all, _ := b.g.sent(wkp); return len(all) > 36 })
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	all, _ := b.g.sent(wkp)
+	for i, s := range all {
+		if s.Src6Port == 60 || s.Src6Port == 50 && s.Expiration < 200_000 {
+			t.Errorf("session %d, port %d with %d ms left, was sent from the table", i, s.Src6Port, s.Expiration)
+		}
+	}
+	if len(all) != 71 {
+		t.Errorf("%d sessions sent, want 70 from the table and one announced", len(all))
+	}
+}
+
 func TestAnAdvertisementIsPaced(t *testing.T) {
 	k := newModelKernel(session.Enc4113)
 	for p := range uint16(360) {
@@ -646,6 +703,102 @@ func TestStatisticsAreTheCDaemonsLines(t *testing.T) {
 	want := "KERNEL_SENT_PKTS,1\nKERNEL_SENT_BYTES,40\nNET_RCVD_PKTS,1\nNET_RCVD_BYTES,52\nNET_SENT_PKTS,1\nNET_SENT_BYTES,1099511627816\n"
 	if got := string(b.statsLines()); got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestAFullInboxDoesNotHoldUpTheEnd(t *testing.T) {
+	k := newModelKernel(session.Enc4113)
+	k.addTime = 50 * time.Millisecond
+	b := start(t, k, nil)
+	var ss []session.Session
+	for p := range 60_000 {
+		s := udp(uint16(p), 300_000)
+		s.Dst4[3] = byte(p >> 16)
+		ss = append(ss, s)
+	}
+	b.link.Load().inbox.Put(ss, time.Now())
+	eventually(t, "some are taken", func() bool { return len(k.taken()) > 0 })
+	b.stop() // all of them would take 12 s
+	taken, dropped := uint64(len(k.taken())), b.count.dropped.Load()
+	if taken > 50_000 || taken+dropped != 60_000 {
+		t.Errorf("%d taken, %d counted as dropped", taken, dropped)
+	}
+}
+
+func TestALostGroupIsOpenedAnew(t *testing.T) {
+	b := start(t, newModelKernel(session.Enc4113), nil)
+	b.g.mu.Lock()
+	b.g.path = &mcast.Error{Op: "find", Err: mcast.ErrNoInterface}
+	b.g.mu.Unlock()
+	b.followPath()
+	next := newModelGroup()
+	b.groups <- next
+	eventually(t, "the new group is in use", func() bool { return b.group() == network(next) })
+	next.in <- encode(session.Enc4113, wkp, udp(1, 1000))
+	b.k.announced <- encode(session.Enc4113, wkp, udp(2, 1000))
+	eventually(t, "it is heard and sent to", func() bool {
+		all, _ := next.sent(wkp)
+		return len(b.k.taken()) == 1 && len(all) == 1
+	})
+}
+
+func TestA4112ModuleIsNotGivenWhatItMisreads(t *testing.T) {
+	k := newModelKernel(session.Enc4112)
+	k.globals.Pool6 = pool6("2001:db8:64::/64")
+	b := start(t, k, nil)
+	b.g.in <- encode(session.Enc4113, k.globals.Pool6, udp(1, 1000))
+	eventually(t, "it is counted", func() bool { return b.status(time.Now()).Kernel.Unfit == 1 })
+	if len(k.taken()) != 0 || !strings.Contains(b.logs.String(), "misreads") {
+		t.Errorf("added %v, logged %s", k.taken(), b.logs)
+	}
+}
+
+func TestARefusedMaskHasPool4ReadAgain(t *testing.T) {
+	b := start(t, newModelKernel(session.Enc4113), nil)
+	l := b.link.Load()
+	s := udp(1, 1000)
+	s.Src4 = [4]byte{203, 0, 113, 1}
+	b.g.in <- encode(session.Enc4113, wkp, s)
+	eventually(t, "it is refused", func() bool { return b.count.refused[session.RefusedPool4].Load() == 1 })
+	b.k.mu.Lock()
+	b.k.pool4 = append(slices.Clone(b.k.pool4), nlchan.Pool4Entry{Range: session.Range{
+		Proto: session.UDP, Prefix: netip.MustParsePrefix("203.0.113.0/24"), MaxPort: 65535,
+	}})
+	b.k.mu.Unlock()
+	eventually(t, "it is accepted", func() bool { _, ok := l.policy.Load().Check(&s); return ok })
+}
+
+func TestAnAnswerThatCannotBeReadDoesNotEndTheService(t *testing.T) {
+	b := start(t, newModelKernel(session.Enc4113), nil)
+	l := b.link.Load()
+	b.k.mu.Lock()
+	b.k.gone = syscall.EAGAIN
+	b.k.mu.Unlock()
+	eventually(t, "the log says so", func() bool { return strings.Contains(b.logs.String(), "cannot read the instance's settings") })
+	if b.link.Load() != l {
+		t.Error("the link was given up")
+	}
+}
+
+func TestALinkThatEndsAtOnceIsNotTriedAgainAtOnce(t *testing.T) {
+	b := start(t, newModelKernel(session.Enc4113), nil)
+	b.events <- nlchan.ModuleRemoved
+	next := newModelKernel(session.Enc4113)
+	before := time.Now()
+	b.dials <- dialled{k: next}
+	if waited := time.Since(before); waited < flapInterval/2 {
+		t.Errorf("dialled again after %v", waited)
+	}
+}
+
+func TestStatisticsForIPv4AloneAreNotServedOverIPv6(t *testing.T) {
+	conn, err := listenStats(t.Context(), &config.Config{StatsAddr: "0.0.0.0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if a := conn.LocalAddr().(*net.UDPAddr); a.IP.To4() == nil {
+		t.Errorf("listens on %s", a)
 	}
 }
 
@@ -699,7 +852,8 @@ func FuzzInboundNeverFeedsTheKernelWhatItsPolicyRefuses(f *testing.F) {
 	f.Add(encode(session.Enc4112, wkp, udp(1, 1000))[:50])
 	k := newModelKernel(session.Enc4113)
 	log := slog.New(slog.DiscardHandler)
-	d := newDaemon(&config.Config{Instance: "edge"}, "test", log, newModelGroup(), func() (kernel, error) { return k, nil })
+	d := newDaemon(&config.Config{Instance: "edge"}, "test", log)
+	d.dial = func() (kernel, error) { return k, nil }
 	l, err := d.connect(context.Background())
 	if err != nil {
 		f.Fatal(err)

@@ -21,28 +21,49 @@ const (
 )
 
 // listen takes what the network brings and leaves in the inbox what may be given
-// to the kernel. It never waits for the kernel.
+// to the kernel. It never waits for the kernel. When the group is closed it opens
+// it anew, as soon as it can.
 func (d *Daemon) listen(ctx context.Context) error {
-	defer context.AfterFunc(ctx, func() { d.group.SetReadDeadline(time.Unix(1, 0)) })()
 	datagrams := mcast.NewDatagrams(readBatch, maxDatagram)
 	var scratch []session.Session
 	for {
-		n, err := d.group.ReadBatch(datagrams)
-		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
-			return nil
-		}
-		if err != nil {
-			d.count.readErrors.Add(1)
-			d.limit.Warn("cannot read from the network", "err", err)
-			if !pause(ctx, 100*time.Millisecond) { // it must not become a busy loop
+		group := d.group()
+		stop := context.AfterFunc(ctx, func() { group.SetReadDeadline(time.Unix(1, 0)) })
+		for {
+			n, err := group.ReadBatch(datagrams)
+			if ctx.Err() != nil {
 				return nil
 			}
-			continue
+			if errors.Is(err, net.ErrClosed) {
+				break
+			}
+			if err != nil {
+				d.count.readErrors.Add(1)
+				d.limit.Warn("cannot read from the network", "err", err)
+				if !pause(ctx, 100*time.Millisecond) { // it must not become a busy loop
+					return nil
+				}
+				continue
+			}
+			now := time.Now()
+			l := d.link.Load()
+			for i := range datagrams[:n] {
+				scratch = d.accept(l, &datagrams[i], scratch[:0], now)
+			}
 		}
-		now := time.Now()
-		l := d.link.Load()
-		for i := range datagrams[:n] {
-			scratch = d.accept(l, &datagrams[i], scratch[:0], now)
+		stop()
+		d.count.socketDrops.Add(group.Drops())
+		for {
+			next, err := d.open()
+			if err == nil {
+				d.setGroup(next)
+				d.log.Info("joined the group again", "group", next.Local().Group, "in", next.Local().In)
+				break
+			}
+			d.limit.Warn("cannot join the group", "err", err)
+			if !pause(ctx, retryInterval) {
+				return nil
+			}
 		}
 	}
 }
@@ -57,6 +78,10 @@ func (d *Daemon) accept(l *link, dg *mcast.Datagram, scratch []session.Session, 
 	}
 	scratch, r := session.Decode(scratch, dg.Payload, l.pool6)
 	d.count.rcvdSessions.Add(uint64(r.Read))
+	if l.misreads() {
+		d.count.unfit.Add(uint64(r.Read))
+		return scratch
+	}
 
 	var refused [session.Refusals]int
 	policy := l.policy.Load()
@@ -76,7 +101,11 @@ func (d *Daemon) accept(l *link, dg *mcast.Datagram, scratch []session.Session, 
 			"unreadable", reasonList[session.Defect](r.Bad[:]), "unacceptable", reasonList[session.Refusal](refused[:]))
 	}
 	d.peers.heard(dg.From.Addr(), r, bad, now)
+	if refused[session.RefusedPool4] > 0 {
+		l.doubt.Store(true)
+	}
 	if len(kept) > 0 {
+		d.out.fresh.note(kept)
 		l.inbox.Put(kept, now)
 	}
 	return scratch
@@ -93,6 +122,10 @@ func (d *Daemon) inject(ctx context.Context, l *link) error {
 		}
 		taken = l.inbox.Take(taken[:0], time.Now())
 		for chunk := range slices.Chunk(taken, perAdd) {
+			if ctx.Err() != nil {
+				d.count.dropped.Add(uint64(len(chunk)))
+				continue
+			}
 			if err := l.Add(chunk, l.pool6); err != nil {
 				d.count.addErrors.Add(1)
 				d.limit.Warn("the module refused sessions", "sessions", len(chunk), "err", err)

@@ -5,13 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"joold/internal/batch"
+	"joold/internal/mcast"
 	"joold/internal/nlchan"
 	"joold/internal/session"
 )
@@ -21,12 +24,17 @@ const (
 	// is also how its removal is noticed.
 	pollInterval = time.Second
 
-	// pool4 is read every so many polls, the static BIB every so many.
-	pool4Polls  = 5
-	staticPolls = 600
+	// How many polls it is between looks at other things.
+	pathPolls     = 5
+	pool4Polls    = 5
+	settlingPolls = 10 // at first pool4 is read at each
+	staticPolls   = 600
 
 	// retryInterval is how often an instance that is away is looked for.
 	retryInterval = 500 * time.Millisecond
+
+	// flapInterval is the pause when a link has ended at once.
+	flapInterval = 2 * time.Second
 
 	// inboxSize bounds the sessions that wait for the kernel: some 30 MiB when
 	// full, several seconds' work for a kernel.
@@ -37,12 +45,22 @@ const (
 type link struct {
 	kernel
 	pool6  session.Pool6
-	wire   session.Encoding // what is sent for it
-	inbox  *batch.Inbox     // what is to be given to it
-	pool4  []nlchan.Pool4Entry
-	static []nlchan.BIBEntry
+	wire   session.Encoding               // what is sent for it
+	inbox  *batch.Inbox                   // what is to be given to it
 	policy atomic.Pointer[session.Policy] // what is accepted for it
 	sync   atomic.Bool                    // ss-enabled
+	doubt  atomic.Bool                    // a mask was refused: pool4 may have changed
+
+	// What the policy was made of. They belong to connect, and then to poll.
+	globals nlchan.Globals
+	pool4   []nlchan.Pool4Entry
+	static  []nlchan.BIBEntry
+}
+
+// misreads tells whether the module would misunderstand what it is given: 4.1.12
+// takes the IPv4 address from the wrong place unless pool6 is a /96.
+func (l *link) misreads() bool {
+	return l.Module().Encoding == session.Enc4112 && l.pool6.Prefix().Bits() != 96
 }
 
 // connect finds the instance and learns what is to be known of it.
@@ -60,44 +78,32 @@ func (d *Daemon) connect(ctx context.Context) (_ *link, err error) {
 	if l.wire == 0 {
 		l.wire = k.Module().Encoding
 	}
-	g, err := k.Globals(ctx)
-	if err != nil {
+	if l.globals, err = k.Globals(ctx); err != nil {
 		return nil, err
 	}
-	l.pool6 = g.Pool6
-	if err := l.readMasks(ctx, true); err != nil {
+	l.pool6 = l.globals.Pool6
+	if l.pool4, err = k.Pool4(ctx); err != nil {
 		return nil, err
 	}
-	l.apply(g)
-	if g.SyncEnabled { // else the module writes a line to the kernel's log
+	if l.static, err = k.StaticBIB(ctx); err != nil {
+		return nil, err
+	}
+	l.makePolicy()
+	if l.globals.SyncEnabled { // else the module writes a line to the kernel's log
 		// The last daemon may have died owing the kernel an ACK.
 		return l, k.Ack()
 	}
 	return l, nil
 }
 
-// readMasks learns what the instance may give its IPv6 nodes: pool4, and the
-// IPv4 sides of the static BIB entries, which are only read on demand because
-// finding them takes a walk through the whole BIB.
-func (l *link) readMasks(ctx context.Context, static bool) error {
-	pool4, err := l.Pool4(ctx)
-	if err != nil {
-		return err
-	}
-	l.pool4 = pool4
-	if static {
-		l.static, err = l.StaticBIB(ctx)
-	}
-	return err
-}
-
-// apply makes the policy of what was read.
-func (l *link) apply(g nlchan.Globals) {
+// makePolicy makes the policy of what was read. Masks are pool4's, and the IPv4
+// sides of static BIB entries; without pool4 the instance masquerades.
+func (l *link) makePolicy() {
 	var masks []session.Range
 	for _, e := range l.pool4 {
 		masks = append(masks, e.Range)
 	}
-	if len(masks) > 0 { // else it masquerades: any mask will do
+	if len(masks) > 0 {
 		for _, e := range l.static {
 			port := e.Src4.Port()
 			masks = append(masks, session.Range{
@@ -105,8 +111,8 @@ func (l *link) apply(g nlchan.Globals) {
 			})
 		}
 	}
-	l.policy.Store(session.NewPolicy(g.Pool6, g.Timeouts, masks))
-	l.sync.Store(g.SyncEnabled)
+	l.policy.Store(session.NewPolicy(l.pool6, l.globals.Timeouts, masks))
+	l.sync.Store(l.globals.SyncEnabled)
 }
 
 // errChanged ends a link whose instance is no longer the one it was made for.
@@ -115,25 +121,42 @@ var errChanged = errors.New("the instance was made anew, with other settings")
 // serve hears the instance out, link after link, until ctx ends.
 func (d *Daemon) serve(ctx context.Context, l *link) error {
 	for {
+		began := time.Now()
 		d.out.use(l)
 		d.link.Store(l)
 		d.log.Info("in service", "instance", d.cfg.Instance, "module", l.Module().Version,
 			"wire", l.wire, "pool6", l.pool6, "masquerades", l.policy.Load().Masquerades())
+		if l.misreads() {
+			d.log.Warn("this module misreads sessions unless pool6 is a /96: it is given none; update Jool",
+				"module", l.Module().Version, "pool6", l.pool6)
+		}
 
 		err := d.follow(ctx, l)
+		d.waitingFor.Store(err.Error())
 		d.link.Store(nil)
 		d.out.flush(time.Now())
-		_, dropped := l.inbox.Depth()
-		d.count.dropped.Add(dropped)
+		d.settle(l)
 		l.Close()
 		if ctx.Err() != nil {
 			return nil
 		}
 		d.log.Warn("out of service", "err", err)
+		if time.Since(began) < time.Second && !pause(ctx, flapInterval) {
+			return nil
+		}
 		if l = d.reconnect(ctx); l == nil {
 			return nil
 		}
 	}
+}
+
+// settle adds to the daemon's counts what a link has counted.
+func (d *Daemon) settle(l *link) {
+	heard := l.Counters()
+	d.count.foreign.Add(heard.Foreign)
+	d.count.malformed.Add(heard.Malformed)
+	left, dropped := l.inbox.Depth()
+	d.count.dropped.Add(dropped + uint64(left))
 }
 
 // reconnect waits until there is an instance to serve; nil when ctx ends first.
@@ -184,30 +207,76 @@ func (d *Daemon) poll(ctx context.Context, l *link) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		g, err := l.Globals(ctx)
-		if err != nil {
+		if n%pathPolls == 0 {
+			d.followPath()
+		}
+		err := l.reread(ctx, n)
+		if isOver(err) {
 			return err
 		}
-		if g.Pool6 != l.pool6 {
-			return fmt.Errorf("%w: pool6 %s, was %s", errChanged, g.Pool6, l.pool6)
+		if err != nil {
+			d.limit.Warn("cannot read the instance's settings", "instance", d.cfg.Instance, "err", err)
 		}
-		if n%pool4Polls == 0 {
-			d.followPath()
-			if err := l.readMasks(ctx, n%staticPolls == 0); err != nil {
-				return err
-			}
-		}
-		l.apply(g)
 	}
 }
 
-// followPath looks at the path to the group again, whose MTU may have changed.
-func (d *Daemon) followPath() {
-	if err := d.group.Refresh(); err != nil {
-		d.limit.Warn("cannot find the path to the group", "err", err)
-		return
+// isOver tells whether err means that the link's instance is no more.
+func isOver(err error) bool {
+	for _, end := range []error{
+		errChanged, nlchan.ErrNoModule, nlchan.ErrNoInstance, nlchan.ErrStale, nlchan.ErrPermission, nlchan.ErrClosed, context.Canceled,
+	} {
+		if errors.Is(err, end) {
+			return true
+		}
 	}
-	d.out.resize(d.group.MaxPayload())
+	return false
+}
+
+// reread reads what may have changed, at the nth poll, and makes a new policy if
+// something has. pool4 is read more often while it may still be filled, and when
+// a mask was refused; the static BIB seldom, since finding it takes a walk
+// through the whole BIB.
+func (l *link) reread(ctx context.Context, n int) error {
+	g, err := l.Globals(ctx)
+	if err != nil {
+		return err
+	}
+	if g.Pool6 != l.pool6 {
+		return fmt.Errorf("%w: pool6 %s, was %s", errChanged, g.Pool6, l.pool6)
+	}
+	pool4, static := l.pool4, l.static
+	if l.doubt.Swap(false) || n <= settlingPolls || n%pool4Polls == 0 {
+		if pool4, err = l.Pool4(ctx); err != nil {
+			return err
+		}
+	}
+	if n%staticPolls == 0 {
+		if static, err = l.StaticBIB(ctx); err != nil {
+			return err
+		}
+	}
+	if g != l.globals || !slices.Equal(pool4, l.pool4) || !slices.Equal(static, l.static) {
+		l.globals, l.pool4, l.static = g, pool4, static
+		l.makePolicy()
+	}
+	return nil
+}
+
+// followPath looks at the path to the group again: its MTU may have changed. A
+// group whose interface was deleted is deaf for ever, also when there is another
+// of that name: it is closed, so that listen opens it anew.
+func (d *Daemon) followPath() {
+	group := d.group()
+	switch err := group.Refresh(); {
+	case errors.Is(err, mcast.ErrNoInterface):
+		d.log.Warn("the group's interface is gone", "err", err)
+		group.Close()
+	case errors.Is(err, net.ErrClosed): // and is being opened anew
+	case err != nil:
+		d.limit.Warn("cannot find the path to the group", "err", err)
+	default:
+		d.out.resize(group.MaxPayload())
+	}
 }
 
 // sayIfDisabled tells, once per change, when the instance trades no sessions.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"joold/internal/batch"
@@ -12,6 +13,9 @@ import (
 	"joold/internal/nlchan"
 	"joold/internal/session"
 )
+
+// writeTimeout bounds the wait for a socket whose buffer is full.
+const writeTimeout = 100 * time.Millisecond
 
 // hear takes what the kernel announces and hands it to the outlet. The channel
 // has ACKed each message before it is seen here.
@@ -45,20 +49,16 @@ func (d *Daemon) hear(ctx context.Context, l *link) error {
 	}
 }
 
-// liveBound is how many sessions announced during a sweep are remembered. With
-// more, the sweep sends some a second time.
-const liveBound = 1 << 20
-
-// outlet is where announced sessions leave: a batch.Outbox behind a lock, and
-// the timer that empties it when no more come.
+// outlet is where sessions leave: a batch.Outbox behind a lock, and the timer
+// that empties it when no more come.
 type outlet struct {
-	d *Daemon
+	d     *Daemon
+	fresh freshSet // what a sweep need not send
 
 	mu    sync.Mutex
 	box   *batch.Outbox
 	timer *time.Timer
 	buf   []byte
-	live  map[session.Key]struct{} // what was announced since a sweep began; nil between sweeps
 }
 
 func newOutlet(d *Daemon) *outlet {
@@ -83,7 +83,7 @@ func (o *outlet) resize(maxPayload int) {
 }
 
 func (d *Daemon) newOutbox(l *link) *batch.Outbox {
-	return batch.NewOutbox(l.wire, l.pool6, d.group.MaxPayload(), d.cfg.BatchDeadline)
+	return batch.NewOutbox(l.wire, l.pool6, d.group().MaxPayload(), d.cfg.BatchDeadline)
 }
 
 // announce sends sessions, at the latest when the first has waited for the
@@ -91,10 +91,8 @@ func (d *Daemon) newOutbox(l *link) *batch.Outbox {
 func (o *outlet) announce(sessions []session.Session, now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.fresh.note(sessions)
 	for i := range sessions {
-		if o.live != nil && len(o.live) < liveBound {
-			o.live[sessions[i].Key()] = struct{}{}
-		}
 		if o.box.Len() == 0 {
 			o.timer.Reset(o.d.cfg.BatchDeadline)
 		}
@@ -131,56 +129,106 @@ func (o *outlet) flush(now time.Time) {
 }
 
 func (o *outlet) send(now time.Time) {
-	o.buf = o.d.send(o.buf[:0], o.box, now)
+	o.buf, _ = o.d.send(o.buf[:0], o.box, now)
 }
 
-// watchLive begins (true) or ends (false) remembering what is announced.
-func (o *outlet) watchLive(on bool) {
+// sweep sends as many of the table's sessions as fit one datagram. It returns
+// how many it went through, how many it sent, and how many datagrams failed.
+// Expirations count from base. It leaves out those that have died since, and
+// those that were heard of since the sweep began. Nothing is announced
+// meanwhile, so that what it sends is no older than that.
+func (o *outlet) sweep(box *batch.Outbox, table []session.Session, base time.Time) (through, sent, failed int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.live = nil
-	if on {
-		o.live = make(map[session.Key]struct{})
+	for through < len(table) {
+		s := &table[through]
+		through++
+		if s.Aged(time.Since(base)).Expiration > 0 && !o.fresh.has(s) && box.Add(s, base) {
+			break
+		}
+	}
+	if sent = box.Len(); sent > 0 {
+		o.buf, failed = o.d.send(o.buf[:0], box, time.Now())
+	}
+	return through, sent, failed
+}
+
+// freshBound is how many sessions a freshSet remembers. Of more, a sweep sends
+// some although it need not.
+const freshBound = 1 << 20
+
+// freshSet remembers what was announced, here or by a peer, while a sweep runs.
+type freshSet struct {
+	on atomic.Bool
+
+	mu sync.Mutex
+	m  map[session.Key]struct{}
+}
+
+// watch begins, or ends and forgets.
+func (f *freshSet) watch(on bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.m = make(map[session.Key]struct{})
+	f.on.Store(on)
+}
+
+func (f *freshSet) note(sessions []session.Session) {
+	if !f.on.Load() {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range sessions {
+		if len(f.m) < freshBound {
+			f.m[sessions[i].Key()] = struct{}{}
+		}
 	}
 }
 
-// isLive tells whether s was announced since watchLive.
-func (o *outlet) isLive(s *session.Session) bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	_, ok := o.live[s.Key()]
+func (f *freshSet) has(s *session.Session) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, ok := f.m[s.Key()]
 	return ok
 }
 
-// send packs what box holds into buf and sends it. Should the path have become
-// too narrow for it, it goes in pieces.
-func (d *Daemon) send(buf []byte, box *batch.Outbox, now time.Time) []byte {
+// send packs what box holds into buf and sends it, and returns how many
+// datagrams failed. Should the path have become too narrow, it goes in pieces.
+func (d *Daemon) send(buf []byte, box *batch.Outbox, now time.Time) (_ []byte, failed int) {
 	entries := box.Len()
 	buf = box.Pack(buf, now)
-	err := d.group.Write(buf)
+	err := d.write(buf)
 	if errors.Is(err, mcast.ErrTooBig) {
-		size := len(buf) / entries
-		box.Resize(d.group.MaxPayload())
-		if piece := d.group.MaxPayload() / size * size; piece > 0 && piece < len(buf) {
+		size, room := len(buf)/entries, d.group().MaxPayload()
+		box.Resize(room)
+		if piece := room / size * size; piece > 0 && piece < len(buf) {
 			for b := range slices.Chunk(buf, piece) {
-				d.sent(d.group.Write(b), len(b)/size, len(b))
+				failed += d.sent(d.write(b), len(b)/size, len(b))
 			}
-			return buf
+			return buf, failed
 		}
 	}
-	d.sent(err, entries, len(buf))
-	return buf
+	return buf, d.sent(err, entries, len(buf))
 }
 
-// sent counts a datagram.
-func (d *Daemon) sent(err error, entries, bytes int) {
+// write sends a datagram. It waits for room in the socket, but not for long: the
+// kernel's announcements wait behind it.
+func (d *Daemon) write(b []byte) error {
+	group := d.group()
+	group.SetWriteDeadline(time.Now().Add(writeTimeout))
+	return group.Write(b)
+}
+
+// sent counts a datagram, and returns 1 if it failed.
+func (d *Daemon) sent(err error, entries, bytes int) (failed int) {
 	if err != nil {
-		d.count.sendFailed.Add(1)
 		d.count.sendErrors.add(err)
 		d.limit.Warn("a datagram could not be sent", "sessions", entries, "err", err)
-		return
+		return 1
 	}
 	d.count.sentDatagrams.Add(1)
 	d.count.sentSessions.Add(uint64(entries))
 	d.count.sentBytes.Add(uint64(bytes))
+	return 0
 }

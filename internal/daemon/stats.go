@@ -5,17 +5,22 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 	"time"
 
 	"joold/internal/config"
 )
 
-// listenStats opens the statistics socket of the C daemon's kind. The address
-// "::" serves IPv4 as well, as it does there.
+// listenStats opens the statistics socket of the C daemon's kind. As there, "::"
+// serves IPv4 as well, and 0.0.0.0 does not serve IPv6.
 func listenStats(ctx context.Context, cfg *config.Config) (net.PacketConn, error) {
+	network := "udp"
+	if a, err := netip.ParseAddr(cfg.StatsAddr); err == nil && a.Is4() {
+		network = "udp4"
+	}
 	var lc net.ListenConfig
-	conn, err := lc.ListenPacket(ctx, "udp", net.JoinHostPort(cfg.StatsAddr, strconv.Itoa(int(cfg.StatsPort))))
+	conn, err := lc.ListenPacket(ctx, network, net.JoinHostPort(cfg.StatsAddr, strconv.Itoa(int(cfg.StatsPort))))
 	if err != nil {
 		return nil, fmt.Errorf("statistics socket: %w: choose another --stats.address or --stats.port", err)
 	}

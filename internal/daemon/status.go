@@ -31,13 +31,14 @@ func (d *Daemon) handle(ctx context.Context, r control.Request, reply func(contr
 // status is what the daemon says of itself.
 func (d *Daemon) status(now time.Time) control.Status {
 	c := &d.count
-	local := d.group.Local()
+	group := d.group()
+	local := group.Local()
 	s := control.Status{
 		Version: d.version, PID: os.Getpid(), Started: d.started, Uptime: now.Sub(d.started).Seconds(),
 		Instance: control.Instance{Name: d.cfg.Instance},
 		Network: control.Network{
 			Group: local.Group.String(), In: local.In, Out: local.Out, Source: local.Source.String(),
-			MTU: local.MTU, MaxPayload: d.group.MaxPayload(),
+			MTU: local.MTU, MaxPayload: group.MaxPayload(),
 			ReadBuffer: local.ReadBuffer, WriteBuffer: local.WriteBuffer,
 		},
 		Kernel: control.Kernel{
@@ -45,7 +46,8 @@ func (d *Daemon) status(now time.Time) control.Status {
 			Unreadable: byReason[session.Defect](c.kernelBad[:]),
 			Overruns:   c.overruns.Load(),
 			Injected:   c.injected.Load(), AddMessages: c.addMessages.Load(), AddErrors: c.addErrors.Load(),
-			Dropped: c.dropped.Load(),
+			Dropped: c.dropped.Load(), Foreign: c.foreign.Load(), Malformed: c.malformed.Load(),
+			Unfit: c.unfit.Load(),
 		},
 		Net: control.Net{
 			SentDatagrams: c.sentDatagrams.Load(), SentSessions: c.sentSessions.Load(), SentBytes: c.sentBytes.Load(),
@@ -53,7 +55,7 @@ func (d *Daemon) status(now time.Time) control.Status {
 			RcvdDatagrams: c.rcvdDatagrams.Load(), RcvdSessions: c.rcvdSessions.Load(), RcvdBytes: c.rcvdBytes.Load(),
 			Unreadable: byReason[session.Defect](c.rcvdBad[:]),
 			Refused:    byReason[session.Refusal](c.refused[:]),
-			Unserved:   c.unserved.Load(), ReadErrors: c.readErrors.Load(), SocketDrops: d.group.Drops(),
+			Unserved:   c.unserved.Load(), ReadErrors: c.readErrors.Load(), SocketDrops: c.socketDrops.Load() + group.Drops(),
 		},
 		Peers: d.peers.snapshot(now),
 	}
@@ -73,6 +75,7 @@ func (d *Daemon) status(now time.Time) control.Status {
 	s.Kernel.Waiting = depth
 	s.Kernel.Dropped += dropped
 	heard := l.Counters()
-	s.Kernel.Foreign, s.Kernel.Malformed = heard.Foreign, heard.Malformed
+	s.Kernel.Foreign += heard.Foreign
+	s.Kernel.Malformed += heard.Malformed
 	return s
 }

@@ -58,8 +58,8 @@ func (d *Daemon) advertise(ctx context.Context, rate int, tell func(control.Prog
 		return tell(p)
 	}
 
-	d.out.watchLive(true)
-	defer d.out.watchLive(false)
+	d.out.fresh.watch(true)
+	defer d.out.fresh.watch(false)
 	table, err := readTable(ctx, l, start, func(n int) error {
 		p.Read = n
 		return report(time.Now())
@@ -72,38 +72,21 @@ func (d *Daemon) advertise(ctx context.Context, rate int, tell func(control.Prog
 
 	box := d.newOutbox(l)
 	pace := pacer{rate: rate, next: time.Now()}
-	var buf []byte
-	emit := func() error {
-		n := box.Len()
-		if err := pace.wait(ctx, n); err != nil {
-			return err
+	for p.Sent < p.Total {
+		if err := pace.wait(ctx); err != nil {
+			return p, err
 		}
 		if d.link.Load() != l {
-			return fmt.Errorf("advertise: %w: the instance went away", errNotInService)
+			return p, fmt.Errorf("advertise: %w: the instance went away", errNotInService)
 		}
-		failed := d.count.sendFailed.Load()
-		buf = d.send(buf[:0], box, time.Now())
-		p.Datagrams++
-		p.Failed += int(d.count.sendFailed.Load() - failed)
-		return nil
-	}
-	for i := range table {
-		s := &table[i]
-		p.Sent = i + 1
-		if time.Since(start).Milliseconds() >= int64(s.Expiration) || d.out.isLive(s) {
-			continue
+		through, sent, failed := d.out.sweep(box, table[p.Sent:], start)
+		pace.spend(sent)
+		p.Sent += through
+		if sent > 0 {
+			p.Datagrams++
 		}
-		if box.Add(s, start) {
-			if err := emit(); err != nil {
-				return p, err
-			}
-			if err := report(time.Now()); err != nil {
-				return p, err
-			}
-		}
-	}
-	if box.Len() > 0 {
-		if err := emit(); err != nil {
+		p.Failed += failed
+		if err := report(time.Now()); err != nil {
 			return p, err
 		}
 	}
@@ -142,18 +125,20 @@ type pacer struct {
 	next time.Time // when the next may go
 }
 
-// wait waits until n sessions may go. Time that was slept through is not made
-// up for by a burst.
-func (p *pacer) wait(ctx context.Context, n int) error {
+// wait waits until the next sessions may go. Time that was slept through is not
+// made up for by a burst.
+func (p *pacer) wait(ctx context.Context) error {
 	const slack = 5 * time.Millisecond // shorter sleeps are no longer exact
 	now := time.Now()
 	if d := p.next.Sub(now); d > slack {
-		if !pause(ctx, d) {
-			return ctx.Err()
-		}
+		pause(ctx, d)
 	} else if d < -slack {
 		p.next = now
 	}
-	p.next = p.next.Add(time.Duration(n) * time.Second / time.Duration(p.rate))
 	return ctx.Err()
+}
+
+// spend tells that n sessions went.
+func (p *pacer) spend(n int) {
+	p.next = p.next.Add(time.Duration(n) * time.Second / time.Duration(p.rate))
 }
