@@ -2,6 +2,7 @@ package nlchan_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -686,6 +687,33 @@ func TestPool4IsReadAgainWhenItChangedMeanwhile(t *testing.T) {
 	changes = 1 << 30
 	if _, err := c.Pool4(t.Context()); !errors.Is(err, unix.EAGAIN) {
 		t.Errorf("a table that never rests: %v", err)
+	}
+}
+
+func TestATableOfWhichPartCannotBeReadIsAnError(t *testing.T) {
+	k, _, c := dial(t, "4.1.15")
+	attr := func(length, typ uint16, body ...byte) []byte {
+		b := binary.NativeEndian.AppendUint16(nil, length)
+		return append(binary.NativeEndian.AppendUint16(b, typ), body...)
+	}
+	prefix := slices.Concat(attr(20, 5), attr(8, 1, 192, 0, 2, 1), attr(5, 2, 24, 0, 0, 0))
+	entry := slices.Concat(attr(24, 1), prefix)
+	for _, test := range []struct {
+		name string
+		rest []byte
+		ok   bool
+	}{
+		{"a good entry", entry, true},
+		{"an entry that is cut off", entry[:16], false},
+		{"a port of three bytes", slices.Concat(attr(32, 1), prefix, attr(7, 6, 1, 2, 3, 0)), false},
+		{"an entry without its prefix", slices.Concat(attr(12, 1), attr(6, 6, 1, 2, 0, 0)), false},
+	} {
+		k.Intercept(func(uint8, []byte) (nlchantest.Answer, bool) {
+			return nlchantest.Answer{Attrs: slices.Concat(entry, test.rest)}, true
+		})
+		if pool, err := c.Pool4(t.Context()); (err == nil) != test.ok {
+			t.Errorf("%s: got %v, %v", test.name, pool, err)
+		}
 	}
 }
 
