@@ -120,5 +120,9 @@ func (p *progress) clear() {
 
 func (p *progress) end(c control.Progress) {
 	p.clear()
-	fmt.Fprintf(p.w, "advertised %d sessions in %d datagrams, %.1f s\n", c.Total, c.Datagrams, c.Seconds)
+	unreadable := ""
+	if c.Unreadable > 0 {
+		unreadable = fmt.Sprintf("; %d in the kernel's table make no sense", c.Unreadable)
+	}
+	fmt.Fprintf(p.w, "advertised %d sessions in %d datagrams, %.1f s%s\n", c.Total, c.Datagrams, c.Seconds, unreadable)
 }

@@ -48,12 +48,13 @@ type Reply struct {
 
 // Progress is how far an advertisement has come.
 type Progress struct {
-	Read      int     `json:"read"`      // sessions read from the kernel's table
-	Total     int     `json:"total"`     // sessions to send; 0 while the table is being read
-	Sent      int     `json:"sent"`      // sessions sent or found to need no sending
-	Datagrams int     `json:"datagrams"` // datagrams sent
-	Failed    int     `json:"failed"`    // datagrams that could not be sent
-	Seconds   float64 `json:"seconds"`   // since the request was taken up
+	Read       int     `json:"read"`                 // sessions read from the kernel's table
+	Unreadable int     `json:"unreadable,omitempty"` // sessions in it that make no sense
+	Total      int     `json:"total"`                // sessions to send; 0 while the table is being read
+	Sent       int     `json:"sent"`                 // sessions sent or found to need no sending
+	Datagrams  int     `json:"datagrams"`            // datagrams sent
+	Failed     int     `json:"failed"`               // datagrams that could not be sent
+	Seconds    float64 `json:"seconds"`              // since the request was taken up
 }
 
 // Rate is how many sessions a second it has been, reading included.

@@ -41,6 +41,7 @@ type modelKernel struct {
 	closeOnce sync.Once
 	module    nlchan.Module
 	addTime   time.Duration
+	senseless int // sessions in each protocol's table that cannot be read
 
 	mu      sync.Mutex
 	globals nlchan.Globals
@@ -122,6 +123,9 @@ func (k *modelKernel) Sessions(_ context.Context, proto session.Proto, _ session
 		if err := page(chunk); err != nil {
 			return err
 		}
+	}
+	if k.senseless > 0 {
+		return &nlchan.Error{Op: "dump", Err: &nlchan.UnreadableError{Count: k.senseless}}
 	}
 	return nil
 }
@@ -682,6 +686,16 @@ func TestAnAdvertisementTellsWhatCouldNotBeSent(t *testing.T) {
 	b.g.errs = []error{syscall.ENETUNREACH}
 	if p, err := advertise(b, 0); err == nil || p.Failed != 1 {
 		t.Errorf("%+v, %v", p, err)
+	}
+}
+
+func TestSenselessSessionsDoNotKeepTheOthersFromBeingAdvertised(t *testing.T) {
+	k := newModelKernel(session.Enc4113)
+	k.table, k.senseless = []session.Session{udp(1, 100_000)}, 2
+	b := start(t, k, nil)
+	p, err := advertise(b, 0)
+	if all, _ := b.g.sent(wkp); err != nil || len(all) != 1 || p.Unreadable != 6 {
+		t.Errorf("%+v, %v, sent %+v", p, err, all)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"joold/internal/control"
+	"joold/internal/nlchan"
 	"joold/internal/session"
 )
 
@@ -60,7 +61,7 @@ func (d *Daemon) advertise(ctx context.Context, rate int, tell func(control.Prog
 
 	d.out.fresh.watch(true)
 	defer d.out.fresh.watch(false)
-	table, err := readTable(ctx, l, start, func(n int) error {
+	table, unreadable, err := readTable(ctx, l, start, func(n int) error {
 		p.Read = n
 		return report(time.Now())
 	})
@@ -68,7 +69,7 @@ func (d *Daemon) advertise(ctx context.Context, rate int, tell func(control.Prog
 		return p, err
 	}
 	session.SortOldestFirst(table)
-	p.Total = len(table)
+	p.Total, p.Unreadable = len(table), unreadable
 
 	box := d.newOutbox(l)
 	pace := pacer{rate: rate, next: time.Now()}
@@ -91,18 +92,17 @@ func (d *Daemon) advertise(ctx context.Context, rate int, tell func(control.Prog
 		}
 	}
 	p.Seconds = time.Since(start).Seconds()
-	d.log.Info("advertised the table", "sessions", p.Total, "datagrams", p.Datagrams, "failed", p.Failed,
-		"took", time.Since(start).Round(time.Millisecond))
+	d.log.Info("advertised the table", "sessions", p.Total, "unreadable", p.Unreadable, "datagrams", p.Datagrams,
+		"failed", p.Failed, "took", time.Since(start).Round(time.Millisecond))
 	if p.Failed > 0 {
 		return p, fmt.Errorf("advertise: %d of %d datagrams could not be sent: see the daemon's log", p.Failed, p.Datagrams)
 	}
 	return p, nil
 }
 
-// readTable reads the kernel's whole table. Reading takes a while, so each
-// expiration is made to count from base.
-func readTable(ctx context.Context, l *link, base time.Time, tell func(read int) error) ([]session.Session, error) {
-	var table []session.Session
+// readTable reads the kernel's whole table, and counts what of it cannot be read.
+// It takes a while, so each expiration is made to count from base.
+func readTable(ctx context.Context, l *link, base time.Time, tell func(read int) error) (table []session.Session, unreadable int, err error) {
 	for _, proto := range session.Protos {
 		err := l.Sessions(ctx, proto, l.pool6, func(page []session.Session) error {
 			since := uint64(time.Since(base).Milliseconds())
@@ -112,11 +112,14 @@ func readTable(ctx context.Context, l *link, base time.Time, tell func(read int)
 			}
 			return tell(len(table))
 		})
-		if err != nil {
-			return nil, err
+		var some *nlchan.UnreadableError
+		if errors.As(err, &some) { // the others are no less worth sending
+			unreadable += some.Count
+		} else if err != nil {
+			return nil, unreadable, err
 		}
 	}
-	return table, nil
+	return table, unreadable, nil
 }
 
 // pacer spreads sessions over time.

@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"joold/internal/session"
 )
 
 // What errors.Is finds in this package's errors. NAME stands for the instance;
@@ -84,6 +86,18 @@ func (e *KernelError) Error() string {
 }
 
 func (e *KernelError) Unwrap() error { return e.Errno }
+
+// UnreadableError tells that a table holds sessions that make no sense: the
+// module checks neither states nor what lies under pool6.
+type UnreadableError struct {
+	Count int
+	Pool6 session.Pool6 // with which they were read
+}
+
+func (e *UnreadableError) Error() string {
+	return fmt.Sprintf("%d sessions could not be read with pool6 %s: the instance was made anew with another, "+
+		"or somebody put them in", e.Count, e.Pool6)
+}
 
 // named gives the errors that have a name theirs. Jool answers EINVAL to nearly
 // everything, so that its words must do; they are alike in all versions.

@@ -121,8 +121,8 @@ func (c *Conn) dump(ctx context.Context, op uint8, proto session.Proto, page fun
 // Sessions gives the instance's sessions of one protocol to page, about 25 at a
 // time and ordered by address, while the table lives on: what is born or dies
 // meanwhile may be missing or not. page must not keep the slice; its error ends
-// the dump and is returned. Sessions that do not fit pool6 p fail it at the
-// end, when page has had the others.
+// the dump and is returned. Sessions that cannot be read are an UnreadableError
+// at the end, when page has had the others.
 func (c *Conn) Sessions(ctx context.Context, proto session.Proto, p session.Pool6, page func([]session.Session) error) error {
 	op := fmt.Sprintf("dump the %s sessions", proto)
 	var sessions []session.Session
@@ -150,7 +150,7 @@ func (c *Conn) Sessions(ctx context.Context, proto session.Proto, p session.Pool
 	case err != nil:
 		return c.fail(op, err)
 	case unreadable > 0:
-		return c.fail(op, fmt.Errorf("%d sessions could not be read with pool6 %s: was the instance made anew with another?", unreadable, p))
+		return c.fail(op, &UnreadableError{Count: unreadable, Pool6: p})
 	}
 	return nil
 }

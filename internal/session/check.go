@@ -42,7 +42,15 @@ type Policy struct {
 	pool6    Pool6
 	timeouts Timeouts
 	masks    [protos][]span
+	single   map[mask]struct{} // ranges of one: a static BIB may hold thousands
 	anyMask  bool
+}
+
+// mask is what one IPv6 transport address is known by.
+type mask struct {
+	proto Proto
+	addr  uint32
+	port  uint16
 }
 
 // span is a Range, cut for comparison: addresses lo to hi.
@@ -55,12 +63,16 @@ type span struct {
 // these masks. Without any mask the instance masquerades (Jool's empty pool4),
 // and every mask is accepted.
 func NewPolicy(p Pool6, t Timeouts, masks []Range) *Policy {
-	pol := &Policy{pool6: p, timeouts: t, anyMask: len(masks) == 0}
+	pol := &Policy{pool6: p, timeouts: t, anyMask: len(masks) == 0, single: make(map[mask]struct{})}
 	for _, m := range masks {
 		if m.Proto >= protos || !m.Prefix.Addr().Is4() {
 			continue
 		}
 		lo := ip4(m.Prefix.Masked().Addr().As4())
+		if m.Prefix.IsSingleIP() && m.MinPort == m.MaxPort {
+			pol.single[mask{m.Proto, lo, m.MinPort}] = struct{}{}
+			continue
+		}
 		pol.masks[m.Proto] = append(pol.masks[m.Proto], span{
 			lo: lo, hi: lo | uint32(1<<(32-m.Prefix.Bits())-1),
 			minPort: m.MinPort, maxPort: m.MaxPort,
@@ -126,11 +138,12 @@ func (p *Policy) owns(s *Session) bool {
 	a := ip4(s.Src4)
 	for _, m := range p.masks[s.Proto] {
 		if m.lo > a {
-			return false // sorted: no later range begins before a
+			break // sorted: no later range begins before a
 		}
 		if a <= m.hi && m.minPort <= s.Src4Port && s.Src4Port <= m.maxPort {
 			return true
 		}
 	}
-	return false
+	_, ok := p.single[mask{s.Proto, a, s.Src4Port}]
+	return ok
 }

@@ -65,6 +65,30 @@ func TestEveryAddressAndPortOfPool4IsAccepted(t *testing.T) {
 	}
 }
 
+func TestARangeOfOneIsThatOne(t *testing.T) {
+	p := NewPolicy(pool6(t, "64:ff9b::/96"), DefaultTimeouts, []Range{
+		{Proto: TCP, Prefix: netip.MustParsePrefix("203.0.113.1/32"), MinPort: 80, MaxPort: 80},
+		{Proto: TCP, Prefix: netip.MustParsePrefix("203.0.113.9/32"), MinPort: 1, MaxPort: 9},
+	})
+	for _, c := range []struct {
+		proto Proto
+		last  byte
+		port  uint16
+		want  bool
+	}{
+		{TCP, 1, 80, true}, {TCP, 1, 81, false}, {TCP, 2, 80, false}, {UDP, 1, 80, false}, {TCP, 9, 9, true}, {TCP, 9, 10, false},
+	} {
+		s := samples()[1]
+		if c.proto == TCP {
+			s = samples()[0]
+		}
+		s.Src4, s.Src4Port = [4]byte{203, 0, 113, c.last}, c.port
+		if why, ok := p.Check(&s); ok != c.want {
+			t.Errorf("%s %s: accepted %v (%s), want %v", s.Proto, s.Src4Addr(), ok, why, c.want)
+		}
+	}
+}
+
 func TestAnEmptyPool4AcceptsEveryMask(t *testing.T) {
 	p := NewPolicy(pool6(t, "64:ff9b::/96"), DefaultTimeouts, nil)
 	s := samples()[0]

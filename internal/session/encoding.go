@@ -156,15 +156,6 @@ func appendUint8(b []byte, typ uint16, v uint8) []byte {
 	return append(b, v, 0, 0, 0)
 }
 
-// AppendOffset writes s as SESSION_FOREACH wants its offset: as one nested
-// attribute of the given type, of which the kernel reads src4 and dst4.
-func AppendOffset(b []byte, typ uint16, s *Session, p Pool6) []byte {
-	at := len(b)
-	b = appendNested(b, s, p)
-	binary.NativeEndian.PutUint16(b[at+2:], typ|flagNested)
-	return b
-}
-
 // Defect is a reason for which an entry could not be read.
 type Defect uint8
 

@@ -56,18 +56,6 @@ func (p Pool6) Embed(a4 [4]byte) [16]byte {
 	return a6
 }
 
-// Extract is the IPv4 address that a6 stands for; ok is false when Embed would
-// not have made a6.
-func (p Pool6) Extract(a6 [16]byte) (a4 [4]byte, ok bool) {
-	if p.bits == 0 {
-		return a4, false
-	}
-	for i, o := range p.positions() {
-		a4[i] = a6[o]
-	}
-	return a4, p.Embed(a4) == a6
-}
-
 // Contains tells whether a6 lies under the prefix, whatever its suffix.
 func (p Pool6) Contains(a6 [16]byte) bool {
 	return p.bits != 0 && p.Prefix().Contains(netip.AddrFrom16(a6))
