@@ -100,7 +100,7 @@ func (p *progress) update(c control.Progress) {
 	line := fmt.Sprintf("reading the kernel's table: %d sessions", c.Read)
 	if c.Total > 0 {
 		const width = 24
-		done := width * c.Sent / c.Total
+		done := width * min(c.Sent, c.Total) / c.Total
 		line = fmt.Sprintf("[%s%s] %d of %d sessions", strings.Repeat("#", done), strings.Repeat(".", width-done), c.Sent, c.Total)
 		if rate := c.Rate(); rate > 0 {
 			left := time.Duration(float64(c.Total-c.Sent) / rate * float64(time.Second))

@@ -35,8 +35,13 @@ Examples:
 	}
 }
 
+// statusTime is how long a daemon may take to say how it is.
+const statusTime = 15 * time.Second
+
 // status shows what the daemon says of itself.
 func status(ctx context.Context, e *env, cl *config.Client, asJSON bool) error {
+	ctx, cancel := context.WithTimeout(ctx, statusTime)
+	defer cancel()
 	return call(ctx, cl, control.Request{Op: control.OpStatus}, func(r control.Reply) error {
 		if r.Status == nil {
 			return errors.New("the daemon gave no status: is it of another version?")
@@ -81,7 +86,8 @@ func writeStatus(w io.Writer, s *control.Status) error {
 	line("errors", "%s", cmp.Or(joinCounts(
 		count("kernel overruns", k.Overruns), count("malformed kernel messages", k.Malformed),
 		counts("unreadable kernel entries", k.Unreadable), count("injections refused", k.AddErrors),
-		count("sessions dropped before the kernel", k.Dropped), count("sessions that this module would misread", k.Unfit),
+		count("sessions dropped before the kernel", k.Dropped), count("sessions that died before it", k.Expired),
+		count("sessions that this module would misread", k.Unfit),
 		counts("send errors", s.Net.SendErrors), count("read errors", s.Net.ReadErrors), count("socket drops", s.Net.SocketDrops),
 		counts("unreadable entries", s.Net.Unreadable), counts("refused entries", s.Net.Refused),
 		count("datagrams while out of service", s.Net.Unserved)), "none"))

@@ -83,6 +83,7 @@ type Inbox struct {
 	pending []waiting
 	index   map[session.Key]int // into pending
 	dropped uint64
+	expired uint64
 }
 
 // NewInbox makes an Inbox of so many sessions.
@@ -131,6 +132,8 @@ func (i *Inbox) Take(dst []session.Session, now time.Time) []session.Session {
 		w := &i.pending[n]
 		if s := w.session.Aged(now.Sub(w.since)); s.Expiration > 0 {
 			dst = append(dst, s)
+		} else {
+			i.expired++
 		}
 	}
 	i.pending = i.pending[:0]
@@ -140,9 +143,16 @@ func (i *Inbox) Take(dst []session.Session, now time.Time) []session.Session {
 	return dst
 }
 
-// Depth is how many sessions wait; dropped is how many found no room so far.
-func (i *Inbox) Depth() (depth int, dropped uint64) {
+// InboxCounts are what an Inbox has seen.
+type InboxCounts struct {
+	Waiting int    // sessions now
+	Dropped uint64 // sessions that found no room
+	Expired uint64 // sessions that died waiting, or came dead
+}
+
+// Counts are safe to ask for at any time.
+func (i *Inbox) Counts() InboxCounts {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return len(i.pending), i.dropped
+	return InboxCounts{len(i.pending), i.dropped, i.expired}
 }

@@ -99,13 +99,16 @@ func TestTheInboxYieldsOldestFirstAndAged(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
+	if c := i.Counts(); c.Expired != 1 {
+		t.Errorf("counted %+v", c)
+	}
 }
 
 func TestAFullInboxDropsTheNewAndUpdatesTheKnown(t *testing.T) {
 	i := NewInbox(2)
 	i.Put([]session.Session{udp(1, 1000), udp(2, 1000), udp(3, 1000), udp(1, 5000)}, start)
-	if depth, dropped := i.Depth(); depth != 2 || dropped != 1 {
-		t.Errorf("depth %d, dropped %d", depth, dropped)
+	if got, want := i.Counts(), (InboxCounts{Waiting: 2, Dropped: 1}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
 	}
 	if got, want := i.Take(nil, start), []session.Session{udp(2, 1000), udp(1, 5000)}; !slices.Equal(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)

@@ -230,8 +230,8 @@ func parsePort(dst *uint16, s string) error {
 const maxSocketPath = 107
 
 func setControlSocket(c *Config, s string) error {
-	if len(s) > maxSocketPath || strings.ContainsRune(s, 0) {
-		return fmt.Errorf("want a path of at most %d bytes", maxSocketPath)
+	if s != "" && !strings.HasPrefix(s, "/") || len(s) > maxSocketPath || strings.ContainsRune(s, 0) {
+		return fmt.Errorf("want an absolute path of at most %d bytes", maxSocketPath)
 	}
 	c.ControlSocket = s
 	return nil

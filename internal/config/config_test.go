@@ -107,7 +107,7 @@ func TestAMistakeOnTheCommandLineIsOneLineThatNamesIt(t *testing.T) {
 		{"ff08::1 --log.level loud", `--log.level "loud": want debug, info, warn or error`},
 		{"ff08::1 --log.format xml", `--log.format "xml": want text or json`},
 		{"ff08::1 --stats.address [::]", `--stats.address "[::]": want an IPv4 or IPv6 address, or a host name`},
-		{"ff08::1 --control.socket /" + strings.Repeat("s", 107), `--control.socket "/` + strings.Repeat("s", 107) + `": want a path of at most 107 bytes`},
+		{"ff08::1 --control.socket /" + strings.Repeat("s", 107), `--control.socket "/` + strings.Repeat("s", 107) + `": want an absolute path of at most 107 bytes`},
 		{"2001:db8::1", `--net.mcast.addr "2001:db8::1": want a multicast address: one in 224.0.0.0/4 or ff00::/8`},
 		{"192.0.2.1", `--net.mcast.addr "192.0.2.1": want a multicast address: one in 224.0.0.0/4 or ff00::/8`},
 		{"::ffff:224.0.0.9", `--net.mcast.addr "::ffff:224.0.0.9": want a multicast address: one in 224.0.0.0/4 or ff00::/8`},

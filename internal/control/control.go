@@ -68,7 +68,8 @@ func (p *Progress) Rate() float64 {
 const (
 	maxRequest  = 4096             // bytes of a request line
 	maxClients  = 16               // at once; further ones wait in the socket's queue
-	requestTime = 10 * time.Second // for a client to say what it wants, or to read a line
+	requestTime = 2 * time.Second  // for a client to say what it wants
+	replyTime   = 10 * time.Second // for a client to read a line
 )
 
 // ErrNoDaemon is returned when nobody serves the socket.
@@ -106,13 +107,15 @@ func initialNetns() bool {
 // Server answers on a control socket.
 type Server struct {
 	listener *net.UnixListener
+	lock     *os.File // held for as long as the socket is ours
 }
 
 // Listen takes the socket at path, whose directory it makes if need be, and
 // which it replaces when a dead daemon has left it there. The file's group may
-// use it. It fails with ErrInUse when a daemon serves it.
+// use it. A file beside it, PATH.lock, is locked until Serve has ended: Listen
+// fails with ErrInUse while another daemon holds it.
 func Listen(path string) (*Server, error) {
-	l, err := listen(path)
+	s, err := listen(path)
 	if errors.Is(err, fs.ErrPermission) {
 		err = fmt.Errorf("%w: make %s writable for joold (RuntimeDirectory= in a unit), or choose another --control.socket",
 			err, filepath.Dir(path))
@@ -120,44 +123,47 @@ func Listen(path string) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("control socket %s: %w", path, err)
 	}
-	return &Server{l}, nil
+	return s, nil
 }
 
-func listen(path string) (*net.UnixListener, error) {
+func listen(path string) (_ *Server, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	// Two daemons that start at once must not remove each other's sockets.
-	dir, err := os.Open(filepath.Dir(path))
+	if fi, err := os.Lstat(path); err == nil && fi.Mode().Type() != fs.ModeSocket {
+		return nil, errors.New("something lies there that is no socket: choose another --control.socket")
+	}
+	// Not for others to open: who can open it can lock it.
+	lock, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close()
-	if err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX); err != nil {
+	defer func() {
+		if err != nil {
+			lock.Close()
+		}
+	}()
+	err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return nil, fmt.Errorf("%w for this instance: stop it first", ErrInUse)
+	} else if err != nil {
 		return nil, os.NewSyscallError("flock", err)
 	}
-
-	switch fi, err := os.Lstat(path); {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
-	case fi.Mode().Type() != fs.ModeSocket:
-		return nil, errors.New("something lies there that is no socket: choose another --control.socket")
-	default:
-		c, err := net.Dial("unix", path)
-		if err == nil {
-			c.Close()
-			return nil, fmt.Errorf("%w for this instance: stop it first", ErrInUse)
-		}
-		if !errors.Is(err, syscall.ECONNREFUSED) {
-			return nil, err
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
 	}
-	defer syscall.Umask(syscall.Umask(0o117)) // 0660 from the first moment
-	return net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	old := syscall.Umask(0o117) // 0660 from the first moment
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	syscall.Umask(old)
+	if err != nil {
+		return nil, err
+	}
+	return &Server{l, lock}, nil
+}
+
+// Close removes the socket, and then makes way for another daemon.
+func (s *Server) Close() error {
+	return errors.Join(s.listener.Close(), s.lock.Close())
 }
 
 // Handler answers a request by any number of calls of reply. An error it
@@ -166,8 +172,8 @@ type Handler func(ctx context.Context, r Request, reply func(Reply) error) error
 
 // Serve answers requests until ctx ends, and removes the socket.
 func (s *Server) Serve(ctx context.Context, h Handler) error {
-	stop := context.AfterFunc(ctx, func() { s.listener.Close() })
-	defer stop()
+	defer s.lock.Close()
+	defer context.AfterFunc(ctx, func() { s.listener.Close() })()
 	defer s.listener.Close()
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -213,7 +219,7 @@ func answer(ctx context.Context, c net.Conn, h Handler) {
 	}
 	enc := json.NewEncoder(c)
 	reply := func(r Reply) error {
-		c.SetWriteDeadline(time.Now().Add(requestTime))
+		c.SetWriteDeadline(time.Now().Add(replyTime))
 		return enc.Encode(r)
 	}
 	var r Request
@@ -244,7 +250,7 @@ func Call(ctx context.Context, path string, r Request, each func(Reply) error) e
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("control socket %s: permission denied: be root, or of the socket's group: %w", path, err)
 	case err != nil:
-		return fmt.Errorf("control socket: %w", err)
+		return fmt.Errorf("control socket %s: %w", path, err)
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
@@ -252,19 +258,23 @@ func Call(ctx context.Context, path string, r Request, each func(Reply) error) e
 	if err := json.NewEncoder(c).Encode(r); err != nil {
 		return fmt.Errorf("control socket %s: %w", path, err)
 	}
+	answered := false
 	for dec := json.NewDecoder(c); ; {
 		var reply Reply
 		err := dec.Decode(&reply)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case err == io.EOF:
+		case err == io.EOF && answered:
 			return nil
+		case err == io.EOF:
+			return fmt.Errorf("control socket %s: the daemon ended without an answer", path)
 		case err != nil:
 			return fmt.Errorf("control socket %s: %w", path, err)
 		case reply.Error != "":
 			return errors.New(reply.Error)
 		}
+		answered = answered || reply.Status != nil || reply.Done != nil
 		if err := each(reply); err != nil {
 			return err
 		}

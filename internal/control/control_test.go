@@ -86,6 +86,15 @@ func TestAClientThatHangsUpEndsWhatItAskedFor(t *testing.T) {
 	<-ended
 }
 
+func TestADaemonThatEndsWithoutAnAnswerIsAnError(t *testing.T) {
+	path := serve(t, func(_ context.Context, _ Request, reply func(Reply) error) error {
+		return reply(Reply{Progress: &Progress{Sent: 1}})
+	})
+	if err := Call(t.Context(), path, Request{Op: OpAdvertise}, func(Reply) error { return nil }); err == nil {
+		t.Error("it is taken for success")
+	}
+}
+
 func TestWithoutADaemonTheClientSaysSo(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "edge.sock")
 	err := Call(t.Context(), path, Request{Op: OpStatus}, nil)
@@ -116,7 +125,7 @@ func TestADeadDaemonsSocketIsTakenOverAndALivingOnesIsNot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.listener.Close()
+	defer s.Close()
 	if _, err := Listen(path); !errors.Is(err, ErrInUse) {
 		t.Errorf("got %v, want ErrInUse", err)
 	}
@@ -162,7 +171,7 @@ func TestOfDaemonsThatStartAtOnceOneGetsTheSocket(t *testing.T) {
 	for range n {
 		if s := <-won; s != nil {
 			servers++
-			defer s.listener.Close()
+			defer s.Close()
 		}
 	}
 	if servers != 1 {

@@ -55,6 +55,7 @@ type Kernel struct {
 	AddErrors   uint64            `json:"add_errors"`   // messages that the module refused
 	Waiting     int               `json:"waiting"`      // sessions waiting for the module
 	Dropped     uint64            `json:"dropped"`      // sessions that found no room to wait, or no instance when they had
+	Expired     uint64            `json:"expired"`      // sessions that died before the module could take them
 	Unfit       uint64            `json:"unfit"`        // sessions that this module would misread: 4.1.12 and a pool6 other than a /96
 }
 

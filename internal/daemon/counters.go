@@ -19,8 +19,9 @@ import (
 type counters struct {
 	kernelMessages, kernelSessions, kernelBytes atomic.Uint64
 	kernelBad                                   [session.Defects]atomic.Uint64
-	overruns, foreign, malformed                atomic.Uint64 // of ended links, but for the first
-	injected, addMessages, addErrors, dropped   atomic.Uint64
+	overruns, foreign, malformed                atomic.Uint64 // the latter two of ended links
+	injected, addMessages, addErrors            atomic.Uint64
+	dropped, expired                            atomic.Uint64 // the inboxes of ended links, and what their ends cut short
 
 	sentDatagrams, sentSessions, sentBytes atomic.Uint64
 	sendErrors                             errorCounts

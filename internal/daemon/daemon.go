@@ -76,10 +76,14 @@ type Daemon struct {
 	current    atomic.Pointer[network]
 	link       atomic.Pointer[link] // the instance, while it is there
 	out        *outlet
-	sweep      chan struct{} // holds a token while an advertisement runs
+	sweeps     chan struct{} // holds a token for each advertisement that runs or waits
+	sweeping   chan struct{} // holds one while an advertisement runs
+
+	flapInterval time.Duration // the pause when a link has ended at once
 
 	waitingFor atomic.Value // string; why there is no link
-	syncSaid   atomic.Bool  // that the instance has session synchronization off
+	saidOff    atomic.Bool  // that the instance has session synchronization off
+	pathLost   atomic.Bool  // the path to the group was away
 	count      counters
 	peers      peers
 }
@@ -126,6 +130,10 @@ func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logg
 		log.Warn("cannot be asked for status or advertisements", "err", err)
 	}
 
+	if server != nil {
+		defer server.Close()
+	}
+
 	g, ctx := errgroup.WithContext(ctx)
 	if stats != nil {
 		g.Go(func() error { return d.serveStats(ctx, stats) })
@@ -151,7 +159,8 @@ func listenControl(cfg *config.Config) (*control.Server, error) {
 func newDaemon(cfg *config.Config, version string, log *slog.Logger) *Daemon {
 	d := &Daemon{
 		cfg: cfg, log: log, limit: logging.NewLimiter(log), version: version, started: time.Now(),
-		sweep: make(chan struct{}, 1),
+		sweeps: make(chan struct{}, maxSweeps), sweeping: make(chan struct{}, 1),
+		flapInterval: 2 * time.Second,
 	}
 	d.out = newOutlet(d)
 	d.waitingFor.Store("joold has just started")

@@ -289,6 +289,7 @@ func start(t *testing.T, k *modelKernel, change func(*config.Config)) *bench {
 	first := make(chan *modelKernel, 1)
 	first <- k
 	b.Daemon = newDaemon(cfg, "test", log)
+	b.flapInterval = 50 * time.Millisecond
 	b.setGroup(b.g)
 	b.open = func() (network, error) {
 		if g, ok := <-b.groups; ok {
@@ -565,8 +566,10 @@ func TestADisabledInstanceIsToldOfOnceWithTheCommandThatEnablesIt(t *testing.T) 
 	b.k.globals.SyncEnabled = true
 	b.k.mu.Unlock()
 	eventually(t, "the log says that it was turned on", func() bool { return strings.Contains(b.logs.String(), "turned on") })
-	if n := strings.Count(b.logs.String(), command); n != 1 {
-		t.Errorf("said %d times", n)
+	on := time.Now()
+	eventually(t, "some polls have passed", func() bool { return time.Since(on) > 3*pollInterval })
+	if n := strings.Count(b.logs.String(), "synchronization"); n != 2 {
+		t.Errorf("said %d times, want once that it is off and once that it is on", n)
 	}
 }
 
@@ -689,6 +692,65 @@ func TestAnAdvertisementTellsWhatCouldNotBeSent(t *testing.T) {
 	}
 }
 
+func TestOlderNewsFromAPeerDoesNotSilenceAnAdvertisement(t *testing.T) {
+	k := newModelKernel(session.Enc4113)
+	k.table = []session.Session{udp(1, 300_000), udp(2, 100_000)}
+	b := start(t, k, nil)
+	k.dumping = sync.OnceFunc(func() {
+		b.g.in <- encode(session.Enc4113, wkp, udp(1, 1000), udp(2, 200_000))
+		eventually(t, "the peer's are taken", func() bool { return len(k.taken()) == 2 })
+	})
+	if _, err := advertise(b, 0); err != nil {
+		t.Fatal(err)
+	}
+	if all, _ := b.g.sent(wkp); !slices.Equal(ports(all), []uint16{1}) {
+		t.Errorf("sent %+v, want the first alone", all)
+	}
+}
+
+func TestAThirdAdvertisementIsNotQueued(t *testing.T) {
+	k := newModelKernel(session.Enc4113)
+	release := make(chan struct{})
+	k.dumping = func() { <-release }
+	b := start(t, k, nil)
+	done := make(chan error)
+	for range maxSweeps {
+		go func() {
+			_, err := advertise(b, 0)
+			done <- err
+		}()
+	}
+	eventually(t, "one runs and one waits", func() bool { return len(b.sweeps) == maxSweeps })
+	if _, err := advertise(b, 0); err == nil {
+		t.Error("a third was taken in")
+	}
+	close(release)
+	for range maxSweeps {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestAGroupThatWasAwayIsJoinedAnew(t *testing.T) {
+	b := start(t, newModelKernel(session.Enc4113), nil)
+	set := func(err error) {
+		b.g.mu.Lock()
+		defer b.g.mu.Unlock()
+		b.g.path = err
+	}
+	set(&mcast.Error{Op: "find", Err: mcast.ErrNoAddress})
+	b.followPath()
+	if b.group() != network(b.g) {
+		t.Fatal("it was given up while it was away")
+	}
+	set(nil)
+	b.followPath()
+	next := newModelGroup()
+	b.groups <- next
+	eventually(t, "the new group is in use", func() bool { return b.group() == network(next) })
+}
+
 func TestSenselessSessionsDoNotKeepTheOthersFromBeingAdvertised(t *testing.T) {
 	k := newModelKernel(session.Enc4113)
 	k.table, k.senseless = []session.Session{udp(1, 100_000)}, 2
@@ -800,7 +862,7 @@ func TestALinkThatEndsAtOnceIsNotTriedAgainAtOnce(t *testing.T) {
 	next := newModelKernel(session.Enc4113)
 	before := time.Now()
 	b.dials <- dialled{k: next}
-	if waited := time.Since(before); waited < flapInterval/2 {
+	if waited := time.Since(before); waited < b.flapInterval/2 {
 		t.Errorf("dialled again after %v", waited)
 	}
 }

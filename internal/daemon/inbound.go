@@ -105,7 +105,7 @@ func (d *Daemon) accept(l *link, dg *mcast.Datagram, scratch []session.Session, 
 		l.doubt.Store(true)
 	}
 	if len(kept) > 0 {
-		d.out.fresh.note(kept)
+		d.out.theirs.note(kept, now)
 		l.inbox.Put(kept, now)
 	}
 	return scratch
@@ -129,6 +129,9 @@ func (d *Daemon) inject(ctx context.Context, l *link) error {
 			if err := l.Add(chunk, l.pool6); err != nil {
 				d.count.addErrors.Add(1)
 				d.limit.Warn("the module refused sessions", "sessions", len(chunk), "err", err)
+				if isOver(err) {
+					return err
+				}
 				continue
 			}
 			d.count.addMessages.Add(1)

@@ -33,9 +33,6 @@ const (
 	// retryInterval is how often an instance that is away is looked for.
 	retryInterval = 500 * time.Millisecond
 
-	// flapInterval is the pause when a link has ended at once.
-	flapInterval = 2 * time.Second
-
 	// inboxSize bounds the sessions that wait for the kernel: some 30 MiB when
 	// full, several seconds' work for a kernel.
 	inboxSize = 1 << 18
@@ -141,7 +138,7 @@ func (d *Daemon) serve(ctx context.Context, l *link) error {
 			return nil
 		}
 		d.log.Warn("out of service", "err", err)
-		if time.Since(began) < time.Second && !pause(ctx, flapInterval) {
+		if time.Since(began) < time.Second && !pause(ctx, d.flapInterval) {
 			return nil
 		}
 		if l = d.reconnect(ctx); l == nil {
@@ -155,8 +152,9 @@ func (d *Daemon) settle(l *link) {
 	heard := l.Counters()
 	d.count.foreign.Add(heard.Foreign)
 	d.count.malformed.Add(heard.Malformed)
-	left, dropped := l.inbox.Depth()
-	d.count.dropped.Add(dropped + uint64(left))
+	in := l.inbox.Counts()
+	d.count.dropped.Add(in.Dropped + uint64(in.Waiting))
+	d.count.expired.Add(in.Expired)
 }
 
 // reconnect waits until there is an instance to serve; nil when ctx ends first.
@@ -263,17 +261,22 @@ func (l *link) reread(ctx context.Context, n int) error {
 }
 
 // followPath looks at the path to the group again: its MTU may have changed. A
-// group whose interface was deleted is deaf for ever, also when there is another
-// of that name: it is closed, so that listen opens it anew.
+// group whose interface was deleted, or has lost IPv6 for a while, is deaf for
+// ever without an error: it is closed, so that listen opens it anew.
 func (d *Daemon) followPath() {
 	group := d.group()
-	switch err := group.Refresh(); {
+	err := group.Refresh()
+	switch {
+	case errors.Is(err, net.ErrClosed): // and is being opened anew
 	case errors.Is(err, mcast.ErrNoInterface):
 		d.log.Warn("the group's interface is gone", "err", err)
+		d.pathLost.Store(false)
 		group.Close()
-	case errors.Is(err, net.ErrClosed): // and is being opened anew
 	case err != nil:
 		d.limit.Warn("cannot find the path to the group", "err", err)
+		d.pathLost.Store(true)
+	case d.pathLost.CompareAndSwap(true, false):
+		group.Close()
 	default:
 		d.out.resize(group.MaxPayload())
 	}
@@ -282,7 +285,7 @@ func (d *Daemon) followPath() {
 // sayIfDisabled tells, once per change, when the instance trades no sessions.
 func (d *Daemon) sayIfDisabled(l *link) {
 	on := l.sync.Load()
-	if was := d.syncSaid.Swap(!on); was == on {
+	if saidOff := d.saidOff.Swap(!on); saidOff == !on {
 		return
 	}
 	if on {

@@ -52,8 +52,8 @@ func (d *Daemon) hear(ctx context.Context, l *link) error {
 // outlet is where sessions leave: a batch.Outbox behind a lock, and the timer
 // that empties it when no more come.
 type outlet struct {
-	d     *Daemon
-	fresh freshSet // what a sweep need not send
+	d            *Daemon
+	ours, theirs freshSet // what was announced since a sweep began, here and by peers
 
 	mu    sync.Mutex
 	box   *batch.Outbox
@@ -62,7 +62,7 @@ type outlet struct {
 }
 
 func newOutlet(d *Daemon) *outlet {
-	o := &outlet{d: d}
+	o := &outlet{d: d, ours: freshSet{bound: 1 << 20}, theirs: freshSet{bound: 1 << 17}}
 	o.timer = time.AfterFunc(time.Hour, func() { o.flushDue(time.Now()) })
 	o.timer.Stop()
 	return o
@@ -91,7 +91,7 @@ func (d *Daemon) newOutbox(l *link) *batch.Outbox {
 func (o *outlet) announce(sessions []session.Session, now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.fresh.note(sessions)
+	o.ours.note(sessions, now)
 	for i := range sessions {
 		if o.box.Len() == 0 {
 			o.timer.Reset(o.d.cfg.BatchDeadline)
@@ -129,73 +129,93 @@ func (o *outlet) flush(now time.Time) {
 }
 
 func (o *outlet) send(now time.Time) {
-	o.buf, _ = o.d.send(o.buf[:0], o.box, now)
+	o.buf, _, _ = o.d.send(o.buf[:0], o.box, now)
+}
+
+// watch begins or ends remembering what is announced.
+func (o *outlet) watch(on bool) {
+	o.ours.watch(on)
+	o.theirs.watch(on)
 }
 
 // sweep sends as many of the table's sessions as fit one datagram. It returns
-// how many it went through, how many it sent, and how many datagrams failed.
-// Expirations count from base. It leaves out those that have died since, and
-// those that were heard of since the sweep began. Nothing is announced
-// meanwhile, so that what it sends is no older than that.
-func (o *outlet) sweep(box *batch.Outbox, table []session.Session, base time.Time) (through, sent, failed int) {
+// how many it went through, how many of them it sent, in how many datagrams, and
+// how many of those failed. Expirations count from base. It leaves out those
+// that have died since, and those that were heard of since, unless it was older
+// news from a peer. Nothing is announced meanwhile, so that what it sends is no
+// older than that.
+func (o *outlet) sweep(box *batch.Outbox, table []session.Session, base time.Time) (through, sent, datagrams, failed int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for through < len(table) {
 		s := &table[through]
 		through++
-		if s.Aged(time.Since(base)).Expiration > 0 && !o.fresh.has(s) && box.Add(s, base) {
+		dies := base.Add(time.Duration(s.Expiration) * time.Millisecond)
+		if !dies.After(time.Now()) || o.ours.has(s, time.Time{}) || o.theirs.has(s, dies) {
+			continue
+		}
+		if box.Add(s, base) {
 			break
 		}
 	}
 	if sent = box.Len(); sent > 0 {
-		o.buf, failed = o.d.send(o.buf[:0], box, time.Now())
+		o.buf, datagrams, failed = o.d.send(o.buf[:0], box, time.Now())
 	}
-	return through, sent, failed
+	return through, sent, datagrams, failed
 }
 
-// freshBound is how many sessions a freshSet remembers. Of more, a sweep sends
-// some although it need not.
-const freshBound = 1 << 20
-
-// freshSet remembers what was announced, here or by a peer, while a sweep runs.
+// freshSet remembers what was announced while a sweep runs: a bounded number of
+// sessions. Of more, the sweep sends some although it need not.
 type freshSet struct {
-	on atomic.Bool
+	bound int
+	on    atomic.Bool
 
 	mu sync.Mutex
-	m  map[session.Key]struct{}
+	m  map[session.Key]news
+}
+
+// news is what was announced of a session.
+type news struct {
+	timer session.Timer
+	dies  time.Time
 }
 
 // watch begins, or ends and forgets.
 func (f *freshSet) watch(on bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.m = make(map[session.Key]struct{})
+	f.m = make(map[session.Key]news)
 	f.on.Store(on)
 }
 
-func (f *freshSet) note(sessions []session.Session) {
+func (f *freshSet) note(sessions []session.Session, now time.Time) {
 	if !f.on.Load() {
 		return
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i := range sessions {
-		if len(f.m) < freshBound {
-			f.m[sessions[i].Key()] = struct{}{}
+		s := &sessions[i]
+		k := s.Key()
+		if _, known := f.m[k]; known || len(f.m) < f.bound {
+			f.m[k] = news{s.Timer, now.Add(time.Duration(s.Expiration) * time.Millisecond)}
 		}
 	}
 }
 
-func (f *freshSet) has(s *session.Session) bool {
+// has tells whether there is news of s, and no sign that it is older than what
+// the caller has: the same timer, but an earlier death.
+func (f *freshSet) has(s *session.Session, dies time.Time) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	_, ok := f.m[s.Key()]
-	return ok
+	n, ok := f.m[s.Key()]
+	return ok && (n.timer != s.Timer || !n.dies.Before(dies))
 }
 
-// send packs what box holds into buf and sends it, and returns how many
-// datagrams failed. Should the path have become too narrow, it goes in pieces.
-func (d *Daemon) send(buf []byte, box *batch.Outbox, now time.Time) (_ []byte, failed int) {
+// send packs what box holds into buf and sends it. It returns how many datagrams
+// that took, since it goes in pieces should the path have become too narrow, and
+// how many of them failed.
+func (d *Daemon) send(buf []byte, box *batch.Outbox, now time.Time) (_ []byte, datagrams, failed int) {
 	entries := box.Len()
 	buf = box.Pack(buf, now)
 	err := d.write(buf)
@@ -204,12 +224,13 @@ func (d *Daemon) send(buf []byte, box *batch.Outbox, now time.Time) (_ []byte, f
 		box.Resize(room)
 		if piece := room / size * size; piece > 0 && piece < len(buf) {
 			for b := range slices.Chunk(buf, piece) {
+				datagrams++
 				failed += d.sent(d.write(b), len(b)/size, len(b))
 			}
-			return buf, failed
+			return buf, datagrams, failed
 		}
 	}
-	return buf, d.sent(err, entries, len(buf))
+	return buf, 1, d.sent(err, entries, len(buf))
 }
 
 // write sends a datagram. It waits for room in the socket, but not for long: the

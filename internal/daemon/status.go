@@ -47,7 +47,7 @@ func (d *Daemon) status(now time.Time) control.Status {
 			Overruns:   c.overruns.Load(),
 			Injected:   c.injected.Load(), AddMessages: c.addMessages.Load(), AddErrors: c.addErrors.Load(),
 			Dropped: c.dropped.Load(), Foreign: c.foreign.Load(), Malformed: c.malformed.Load(),
-			Unfit: c.unfit.Load(),
+			Unfit: c.unfit.Load(), Expired: c.expired.Load(),
 		},
 		Net: control.Net{
 			SentDatagrams: c.sentDatagrams.Load(), SentSessions: c.sentSessions.Load(), SentBytes: c.sentBytes.Load(),
@@ -71,9 +71,10 @@ func (d *Daemon) status(now time.Time) control.Status {
 	s.Instance.SyncEnabled = l.sync.Load()
 	s.Instance.AnyMask = l.policy.Load().Masquerades()
 	s.Network.Wire = l.wire.String()
-	depth, dropped := l.inbox.Depth()
-	s.Kernel.Waiting = depth
-	s.Kernel.Dropped += dropped
+	in := l.inbox.Counts()
+	s.Kernel.Waiting = in.Waiting
+	s.Kernel.Dropped += in.Dropped
+	s.Kernel.Expired += in.Expired
 	heard := l.Counters()
 	s.Kernel.Foreign += heard.Foreign
 	s.Kernel.Malformed += heard.Malformed

@@ -21,6 +21,10 @@ const (
 	// MaxRate bounds what a client may ask for.
 	MaxRate = 10_000_000
 
+	// maxSweeps is how many advertisements may run or wait. One that waits will
+	// send all that a further one could.
+	maxSweeps = 2
+
 	progressInterval = 250 * time.Millisecond
 )
 
@@ -38,8 +42,14 @@ func (d *Daemon) advertise(ctx context.Context, rate int, tell func(control.Prog
 		return p, fmt.Errorf("advertise: rate %d: want 1 to %d sessions a second", rate, MaxRate)
 	}
 	select {
-	case d.sweep <- struct{}{}:
-		defer func() { <-d.sweep }()
+	case d.sweeps <- struct{}{}:
+		defer func() { <-d.sweeps }()
+	default:
+		return p, errors.New("advertise: an advertisement is under way and another waits for it already")
+	}
+	select {
+	case d.sweeping <- struct{}{}:
+		defer func() { <-d.sweeping }()
 	case <-ctx.Done():
 		return p, ctx.Err()
 	}
@@ -59,8 +69,8 @@ func (d *Daemon) advertise(ctx context.Context, rate int, tell func(control.Prog
 		return tell(p)
 	}
 
-	d.out.fresh.watch(true)
-	defer d.out.fresh.watch(false)
+	d.out.watch(true)
+	defer d.out.watch(false)
 	table, unreadable, err := readTable(ctx, l, start, func(n int) error {
 		p.Read = n
 		return report(time.Now())
@@ -80,12 +90,10 @@ func (d *Daemon) advertise(ctx context.Context, rate int, tell func(control.Prog
 		if d.link.Load() != l {
 			return p, fmt.Errorf("advertise: %w: the instance went away", errNotInService)
 		}
-		through, sent, failed := d.out.sweep(box, table[p.Sent:], start)
+		through, sent, datagrams, failed := d.out.sweep(box, table[p.Sent:], start)
 		pace.spend(sent)
 		p.Sent += through
-		if sent > 0 {
-			p.Datagrams++
-		}
+		p.Datagrams += datagrams
 		p.Failed += failed
 		if err := report(time.Now()); err != nil {
 			return p, err
