@@ -20,21 +20,33 @@ import (
 // in runs f in the node's network namespace; sockets made by f stay there. Only for nodes of this machine.
 func (n *Node) in(f func() error) error {
 	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread, which may not get back, ends with the goroutine
-		ns, err := os.Open("/run/netns/" + n.Name)
-		if err != nil {
-			done <- err
-			return
-		}
-		defer ns.Close()
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter the namespace of %s: %w", n.Name, err)
-			return
-		}
-		done <- f()
-	}()
+	go func() { done <- n.inThread(f) }()
 	return <-done
+}
+
+// inThread leaves the thread locked, so that it ends with its goroutine, unless it could be brought back. It has to be where it can: the
+// main thread does not end, and for the namespace's removal it would be a process that was left behind.
+func (n *Node) inThread(f func() error) error {
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer home.Close()
+	ns, err := os.Open("/run/netns/" + n.Name)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter the namespace of %s: %w", n.Name, err)
+	}
+	err = f()
+	if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+		return errors.Join(err, fmt.Errorf("leave the namespace of %s: %w", n.Name, back))
+	}
+	runtime.UnlockOSThread()
+	return err
 }
 
 // server4 is n4's address, and server6 what n6 calls it.

@@ -87,7 +87,7 @@ func (l *Lab) Tutorial(j, k Daemon, death Death, idle int) {
 
 	lines, err := conn.Close()
 	if err != nil {
-		l.t.Errorf("the connection was harmed: %v", err)
+		l.t.Fatalf("the connection was harmed: %v", err)
 	}
 	l.t.Logf("the connection carried %d lines, and lost none", lines)
 }
