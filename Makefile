@@ -1,7 +1,7 @@
 # make                 builds ./joold, static
 # make install         copies it, its manual, unit, completions and examples; DESTDIR and PREFIX say where
 # make uninstall       removes all of that
-# make test            everything, as root on Debian 12 or newer: there are network namespaces and guests with the real Jool
+# make test            everything, as root on Debian 12: there are network namespaces and guests with the real Jool
 # make test-short      what is quick of it: format, vet, staticcheck, shellcheck, unit tests with the race detector
 # make test-lab        the scenarios in the guests alone
 # make fuzz            each fuzz test for FUZZTIME
