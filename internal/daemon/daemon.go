@@ -66,6 +66,7 @@ var (
 type Daemon struct {
 	cfg     *config.Config
 	log     *slog.Logger
+	debug   bool // whether log takes debug lines: asked once, not per message
 	limit   *logging.Limiter
 	version string
 	started time.Time
@@ -158,7 +159,7 @@ func listenControl(cfg *config.Config) (*control.Server, error) {
 
 func newDaemon(cfg *config.Config, version string, log *slog.Logger) *Daemon {
 	d := &Daemon{
-		cfg: cfg, log: log, limit: logging.NewLimiter(log), version: version, started: time.Now(),
+		cfg: cfg, log: log, debug: log.Enabled(context.Background(), slog.LevelDebug), limit: logging.NewLimiter(log), version: version, started: time.Now(),
 		sweeps: make(chan struct{}, maxSweeps), sweeping: make(chan struct{}, 1),
 		flapInterval: 2 * time.Second,
 	}

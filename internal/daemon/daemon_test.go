@@ -280,12 +280,17 @@ func (s *syncBuffer) String() string {
 // start runs a daemon until the test ends.
 func start(t *testing.T, k *modelKernel, change func(*config.Config)) *bench {
 	t.Helper()
+	return startLevel(t, k, change, slog.LevelInfo)
+}
+
+func startLevel(t *testing.T, k *modelKernel, change func(*config.Config), level slog.Level) *bench {
+	t.Helper()
 	cfg := &config.Config{Instance: "edge", BatchDeadline: 10 * time.Millisecond}
 	if change != nil {
 		change(cfg)
 	}
 	b := &bench{k: k, g: newModelGroup(), dials: make(chan dialled), groups: make(chan *modelGroup), logs: new(syncBuffer)}
-	log := slog.New(slog.NewTextHandler(io.MultiWriter(b.logs, t.Output()), nil))
+	log := slog.New(slog.NewTextHandler(io.MultiWriter(b.logs, t.Output()), &slog.HandlerOptions{Level: level}))
 	first := make(chan *modelKernel, 1)
 	first <- k
 	b.Daemon = newDaemon(cfg, "test", log)
@@ -406,6 +411,20 @@ func TestWhatTheNetworkBringsIsInjectedWhateverItsEncoding(t *testing.T) {
 		if len(s.Peers) != 1 || s.Peers[0].Encoding != e.String() || s.Peers[0].Address != "fe80::5%eth2" {
 			t.Errorf("%s: peers %+v", e, s.Peers)
 		}
+	}
+}
+
+func TestDebugLinesTellOfEachMessageAndOtherwiseThereAreNone(t *testing.T) {
+	for _, level := range []slog.Level{slog.LevelDebug, slog.LevelInfo} {
+		b := startLevel(t, newModelKernel(session.Enc4113), nil, level)
+		b.k.announced <- encode(session.Enc4113, wkp, udp(1, 300_000))
+		b.g.in <- encode(session.Enc4113, wkp, udp(2, 300_000))
+		eventually(t, "both have passed", func() bool { return b.count.sentDatagrams.Load() == 1 && b.count.injected.Load() == 1 })
+		want := 0
+		if level == slog.LevelDebug {
+			want = 4 // announced, sent, heard, injected
+		}
+		eventually(t, "the lines are there", func() bool { return strings.Count(b.logs.String(), "level=DEBUG") == want })
 	}
 }
 

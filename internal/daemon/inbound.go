@@ -101,6 +101,9 @@ func (d *Daemon) accept(l *link, dg *mcast.Datagram, scratch []session.Session, 
 			"unreadable", reasonList[session.Defect](r.Bad[:]), "unacceptable", reasonList[session.Refusal](refused[:]))
 	}
 	d.peers.heard(dg.From.Addr(), r, bad, now)
+	if d.debug {
+		d.log.Debug("heard", "from", dg.From, "encoding", r.Encoding, "sessions", r.Read, "taken", len(kept))
+	}
 	if refused[session.RefusedPool4] > 0 {
 		l.doubt.Store(true)
 	}
@@ -133,6 +136,9 @@ func (d *Daemon) inject(ctx context.Context, l *link) error {
 					return err
 				}
 				continue
+			}
+			if d.debug {
+				d.log.Debug("gave the kernel", "sessions", len(chunk))
 			}
 			d.count.addMessages.Add(1)
 			d.count.injected.Add(uint64(len(chunk)))

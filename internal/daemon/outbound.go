@@ -45,6 +45,9 @@ func (d *Daemon) hear(ctx context.Context, l *link) error {
 			d.limit.Warn("the kernel announced sessions that cannot be read",
 				"entries", r.BadTotal(), "why", reasonList[session.Defect](r.Bad[:]))
 		}
+		if d.debug {
+			d.log.Debug("the kernel announced", "sessions", r.Read, "bytes", len(m.Entries))
+		}
 		d.out.announce(heard, time.Now())
 	}
 }
@@ -247,6 +250,9 @@ func (d *Daemon) sent(err error, entries, bytes int) (failed int) {
 		d.count.sendErrors.add(err)
 		d.limit.Warn("a datagram could not be sent", "sessions", entries, "err", err)
 		return 1
+	}
+	if d.debug {
+		d.log.Debug("sent", "sessions", entries, "bytes", bytes)
 	}
 	d.count.sentDatagrams.Add(1)
 	d.count.sentSessions.Add(uint64(entries))
