@@ -147,8 +147,8 @@ func Missing(want []Session, table map[ID]Session) (count int) {
 	return count
 }
 
-// tcpEstablished is RFC 6146's 2 h 4 min, Jool's default tcp-est-timeout.
-const tcpEstablished = 124 * time.Minute
+// tcpEstablished is Jool's default tcp-est-timeout; RFC 6146 has 4 minutes more.
+const tcpEstablished = 2 * time.Hour
 
 // IdleTable makes n established TCP sessions that look as if they had been made over the whole timeout; each has at least floor
 // left to live. It fits the tutorial's pool4 and leaves some ports to live traffic. Load it before there is any, which might take its ports.
