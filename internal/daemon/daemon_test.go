@@ -848,6 +848,19 @@ func TestA4112ModuleIsNotGivenWhatItMisreads(t *testing.T) {
 	}
 }
 
+func TestALeakingReleaseCandidateIsWarnedOf(t *testing.T) {
+	for _, v := range []nlchan.Version{{Major: 4, Minor: 1, Revision: 255, Dev: 5}, {Major: 4, Minor: 1, Revision: 15}} {
+		k := newModelKernel(session.Enc4113)
+		k.module.Version = v
+		b := start(t, k, nil)
+		k.announced <- encode(session.Enc4113, wkp, udp(1, 1000))
+		eventually(t, "it serves", func() bool { return b.count.kernelMessages.Load() == 1 })
+		if got, want := strings.Contains(b.logs.String(), "leaks kernel memory"), v.Candidate42(); got != want {
+			t.Errorf("%s: warned %v", v, got)
+		}
+	}
+}
+
 func TestARefusedMaskHasPool4ReadAgain(t *testing.T) {
 	b := start(t, newModelKernel(session.Enc4113), nil)
 	l := b.link.Load()

@@ -128,6 +128,11 @@ func (d *Daemon) serve(ctx context.Context, l *link) error {
 				"module", l.Module().Version, "pool6", l.pool6)
 		}
 
+		if l.Module().Version.Candidate42() {
+			d.log.Warn("this release candidate of Jool leaks kernel memory with each message to and from joold: update it",
+				"module", l.Module().Version)
+		}
+
 		err := d.follow(ctx, l)
 		d.waitingFor.Store(err.Error())
 		d.link.Store(nil)

@@ -54,10 +54,14 @@ func (v Version) Less(major, minor, revision uint8) bool {
 	return v.Compare(Version{Major: major, Minor: minor, Revision: revision}) < 0
 }
 
+// Candidate42 tells whether v is one of 4.2.0's release candidates, which call
+// themselves 4.1.255.
+func (v Version) Candidate42() bool { return v.Major == 4 && v.Minor == 1 && v.Revision == 255 }
+
 // Encoding is the one in which the module speaks of sessions on the channel.
 func (v Version) Encoding() session.Encoding {
 	switch {
-	case v.Less(4, 1, 12), v.Revision == 255 && v.Dev < 5: // 4.2.0's candidates before rc3 call themselves 4.1.255.2 and .3
+	case v.Less(4, 1, 12), v.Candidate42() && v.Dev < 5: // those before rc3, which call themselves 4.1.255.2 and .3
 		return session.Enc4111
 	case v.Less(4, 1, 13):
 		return session.Enc4112
