@@ -17,5 +17,13 @@ func main() {
 	if size, err := unix.IoctlGetWinsize(int(os.Stdin.Fd()), unix.TIOCGWINSZ); err == nil && size.Row > 0 {
 		script = fmt.Sprintf("stty rows %d columns %d\n%s", size.Row, size.Col, script)
 	}
-	vm.Main(context.Background(), vm.Guest{TTY: true}, script)
+	vm.Main(func(ctx context.Context, jool string) error {
+		return vm.Guest{Jool: jool, TTY: true}.RunScript(ctx, script, func(s vm.Stage) {
+			fmt.Fprintln(os.Stderr, "lab:", [...]string{
+				vm.Building:  "looking for the guests; where there are none, they are downloaded and built, in some minutes",
+				vm.Compiling: "compiling joold",
+				vm.Booting:   "booting a guest with Jool " + jool,
+			}[s])
+		})
+	})
 }

@@ -11,24 +11,36 @@ import (
 	"syscall"
 )
 
-// Main is the whole of a command that runs a script in one guest, with the version of Jool that its flag -jool names. It does not return.
-func Main(ctx context.Context, g Guest, script string) {
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+// Main is the whole of a command whose flag -jool names the version of Jool that its guest has. It does not return.
+func Main(command func(ctx context.Context, jool string) error) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	flag.StringVar(&g.Jool, "jool", Versions[len(Versions)-1], "Jool's version: "+strings.Join(Versions, ", "))
+	jool := flag.String("jool", Versions[len(Versions)-1], "Jool's version: "+strings.Join(Versions, ", "))
 	flag.Parse()
-	if !slices.Contains(Versions, g.Jool) || flag.NArg() > 0 {
+	if !slices.Contains(Versions, *jool) || flag.NArg() > 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
-	if err := g.runScript(ctx, script); err != nil {
+	if err := command(ctx, *jool); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	os.Exit(0)
 }
 
-func (g Guest) runScript(ctx context.Context, script string) (err error) {
+// A Stage is what RunScript does next.
+type Stage int
+
+// The stages, in their order. While it is Building, build.sh writes to standard error, if there is anything to build.
+const (
+	Building Stage = iota
+	Compiling
+	Booting
+)
+
+// RunScript makes all that a guest needs, boots it and runs a script in it. Image and Share are its own to set.
+func (g Guest) RunScript(ctx context.Context, script string, next func(Stage)) (err error) {
+	next(Building)
 	if g.Image, err = Build(ctx); err != nil {
 		return err
 	}
@@ -43,6 +55,7 @@ func (g Guest) runScript(ctx context.Context, script string) (err error) {
 			return err
 		}
 	}
+	next(Compiling)
 	if err := Programs(ctx, programs); err != nil {
 		return err
 	}
@@ -50,5 +63,6 @@ func (g Guest) runScript(ctx context.Context, script string) (err error) {
 		return err
 	}
 	g.Share = share
+	next(Booting)
 	return g.Run(ctx)
 }
