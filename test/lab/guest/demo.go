@@ -22,9 +22,9 @@ const (
 type demo struct {
 	*Lab
 	ping *Ping
-	conn *Conn
 
 	mu       sync.Mutex
+	conn     *Conn  // nil until there is one
 	answer   string // the last line of the ping's
 	answered time.Time
 	gap      time.Duration // the longest yet between two answers
@@ -34,13 +34,17 @@ type demo struct {
 type outage struct{ ping, conn time.Duration }
 
 // idleSessions is how many sessions without traffic the demonstration's nodes hold.
-const idleSessions = 20000
+const idleSessions = 5000
 
 // showDemo shows the tutorial's failover.
 func showDemo([]string) error {
 	tell(DemoStep, "Lay the cables, load Jool")
 	tell(DemoWait, "J, K, n6, n4 as network namespaces; Jool in J and in K")
-	p := &person{start: time.Now()}
+	p := &person{say: func(kind byte, text string) {
+		for line := range strings.Lines(text) {
+			tell(kind, "%s", strings.TrimRight(line, "\n"))
+		}
+	}}
 	d := &demo{}
 	d.Lab = New(p, Config{Live: d.hear})
 	table := d.setUp()
@@ -81,16 +85,20 @@ func (d *demo) setUp() []Session {
 func (d *demo) startTraffic() {
 	tell(DemoStep, "n6 pings n4, and opens a TCP connection to it")
 	tell(DemoText, "Over the connection, both ends send a numbered line every 50 ms.")
-	d.mu.Lock()
 	d.answered = time.Now()
-	d.mu.Unlock()
-	d.ping, d.conn = d.Ping(), d.Connect()
-	d.watch(func() { d.flow(10, 40) })
+	d.ping = d.Ping()
+	d.watch(func() {
+		conn := d.Connect()
+		d.mu.Lock()
+		d.conn = conn
+		d.mu.Unlock()
+		d.flow(10, 40)
+	})
 }
 
 // showSessions shows the sessions of the ping and the connection where they are made, and where they are then known.
 func (d *demo) showSessions() {
-	tell(DemoStep, "J translates; K, which does nothing, knows its sessions")
+	tell(DemoStep, "J translates; K, standing by, knows its sessions")
 	commands := []string{
 		"jool session display --numeric --icmp",
 		"jool session display --numeric --tcp | grep -B1 -A1 192.0.2.8#",
@@ -264,11 +272,16 @@ func (d *demo) showTraffic() {
 	if quiet := time.Since(d.answered); quiet > silent || d.answer == "" {
 		ping = fmt.Sprintf("%cPing: no answer for %.1f s", DemoBad, quiet.Seconds())
 	}
+	c := d.conn
 	d.mu.Unlock()
+	if c == nil {
+		tell(DemoNow, "%s\t%cTCP: being connected", ping, DemoText)
+		return
+	}
 
 	var received [2]int
 	var quiet time.Duration
-	for i, e := range d.conn.ends {
+	for i, e := range c.ends {
 		e.mu.Lock()
 		received[i], quiet = e.received, max(quiet, time.Since(e.last))
 		e.mu.Unlock()

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"time"
 )
 
 // Tool is this package's program inside the guest.
@@ -58,9 +57,9 @@ func loadSessions(args []string) error {
 	return j.load(sessions)
 }
 
-// A person is a T for somebody who looks on: everything is shown as it happens, with the time.
+// A person is a T for somebody who looks on: everything is shown as it happens.
 type person struct {
-	start    time.Time
+	say      func(kind byte, text string) // kind is one of the demonstration's
 	failed   bool
 	cleanups []func()
 }
@@ -70,12 +69,12 @@ func (p *person) Failed() bool     { return p.failed }
 func (p *person) Cleanup(f func()) { p.cleanups = append(p.cleanups, f) }
 
 func (p *person) Logf(format string, args ...any) {
-	fmt.Printf("%6.1fs  %s\n", time.Since(p.start).Seconds(), fmt.Sprintf(format, args...))
+	p.say(DemoText, fmt.Sprintf(format, args...))
 }
 
 func (p *person) Errorf(format string, args ...any) {
 	p.failed = true
-	p.Logf("FAILED: "+format, args...)
+	p.say(DemoBad, "FAILED: "+fmt.Sprintf(format, args...))
 }
 
 func (p *person) Fatalf(format string, args ...any) {
@@ -95,7 +94,7 @@ func (p *person) cleanup() {
 
 // shell makes the network and leaves it to a person.
 func shell([]string) error {
-	New(&person{start: time.Now()}, Config{})
+	New(&person{say: func(_ byte, text string) { fmt.Println(text) }}, Config{})
 	for _, name := range []string{"J", "K", "n6", "n4"} {
 		script := fmt.Sprintf(`#!/bin/sh
 [ $# -gt 0 ] || set -- bash --norc

@@ -21,7 +21,12 @@ func Main(command func(ctx context.Context, jool string) error) {
 		flag.Usage()
 		os.Exit(2)
 	}
-	if err := command(ctx, *jool); err != nil {
+	err := command(ctx, *jool)
+	if ctx.Err() != nil {
+		fmt.Fprintln(os.Stderr, "interrupted")
+		os.Exit(1)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
