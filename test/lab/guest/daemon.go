@@ -64,6 +64,13 @@ var OursFiles = Daemon{
 	advertise: Ours.advertise,
 }
 
+// With is the daemon with more flags.
+func (d Daemon) With(flags ...string) Daemon {
+	command := d.command
+	d.command = func(n *Node, group netip.Addr) []string { return append(command(n, group), flags...) }
+	return d
+}
+
 // syncInterface names eth2 as the C daemon wants it: by name for an IPv6 group, by address for an IPv4 one.
 func (n *Node) syncInterface(group netip.Addr) string {
 	if group.Is6() {
@@ -144,4 +151,17 @@ func (n *Node) Owns() bool {
 func (n *Node) WaitOwner() {
 	n.lab.t.Helper()
 	n.lab.Wait(n.Name+" owns the virtual addresses", func() (string, bool) { return n.Run("ip", "-o", "address", "show"), n.Owns() })
+}
+
+// GiveAddressesTo moves the virtual addresses from one node to another, as keepalived would.
+func (n *Node) GiveAddressesTo(to *Node) {
+	n.lab.t.Helper()
+	for _, a := range VirtualAddresses {
+		dev, address, _ := strings.Cut(a, " ")
+		n.Run("ip", "address", "del", address, "dev", dev)
+		to.Run("ip", "address", "add", address, "dev", dev)
+	}
+	// The neighbours are told by keepalived otherwise.
+	n.lab.N6.Run("ip", "-6", "neighbour", "flush", "all")
+	n.lab.N4.Run("ip", "neighbour", "flush", "all")
 }

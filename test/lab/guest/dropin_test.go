@@ -5,7 +5,6 @@ package guest
 import (
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -32,22 +31,29 @@ var pairings = []struct {
 }
 
 func TestDropInSessionsAreMirrored(t *testing.T) {
+	l := New(t, Config{NoInstance: true})
 	for _, p := range pairings {
 		t.Run(p.name, func(t *testing.T) {
-			l := New(t, p.config)
-			l.J.StartDaemon(p.j, p.group)
-			l.K.StartDaemon(p.k, p.group)
-			ping, conn := l.Ping(), l.Connect()
-			l.WaitReplies(ping, 3)
-			l.WaitLines(conn, 10)
-			l.WaitMirrored(2)
-			l.J.GiveAddressesTo(l.K)
-			l.WaitReplies(ping, 3)
-			l.WaitLines(conn, 10)
-			if _, err := conn.Close(); err != nil {
-				t.Errorf("the connection did not survive the failover: %v", err)
-			}
+			l.Part(t, p.config)
+			l.mirrors(p.j, p.k, p.group)
 		})
+	}
+}
+
+// mirrors starts two daemons, and takes J out of service once K has its sessions: a ping and a connection must go on.
+func (l *Lab) mirrors(j, k Daemon, group string) {
+	l.t.Helper()
+	l.J.StartDaemon(j, group)
+	l.K.StartDaemon(k, group)
+	ping, conn := l.Ping(), l.Connect()
+	l.WaitReplies(ping, 3)
+	l.WaitLines(conn, 10)
+	l.WaitMirrored(2)
+	l.J.GiveAddressesTo(l.K)
+	l.WaitReplies(ping, 3)
+	l.WaitLines(conn, 10)
+	if _, err := conn.Close(); err != nil {
+		l.t.Errorf("the connection did not survive the failover: %v", err)
 	}
 }
 
@@ -65,32 +71,20 @@ func (l *Lab) WaitMirrored(n int) {
 	})
 }
 
-// GiveAddressesTo moves the virtual addresses from one node to another, as keepalived would.
-func (n *Node) GiveAddressesTo(to *Node) {
-	n.lab.t.Helper()
-	for _, a := range VirtualAddresses {
-		dev, address, _ := strings.Cut(a, " ")
-		n.Run("ip", "address", "del", address, "dev", dev)
-		to.Run("ip", "address", "add", address, "dev", dev)
-	}
-	// The neighbours are told by keepalived otherwise.
-	n.lab.N6.Run("ip", "-6", "neighbour", "flush", "all")
-	n.lab.N4.Run("ip", "neighbour", "flush", "all")
-}
-
 func TestDropInAdvertisedTablesArriveWhole(t *testing.T) {
+	l := New(t, Config{NoInstance: true})
 	for _, p := range []struct {
 		name string
 		j, k Daemon
 	}{{"ours to ours", Ours, Ours}, {"ours to C", Ours, C}} {
 		t.Run(p.name, func(t *testing.T) {
-			l := New(t, Config{})
+			l.Part(t, Config{})
 			l.J.StartDaemon(p.j, SyncGroup6)
 			l.K.StartDaemon(p.k, SyncGroup6)
 			table := l.IdleTable(20_000, tcpEstablished/10)
 			l.J.Load(table)
 			start := time.Now()
-			t.Log(l.J.Advertise(p.j))
+			t.Log(strings.TrimSpace(l.J.Advertise(p.j)))
 			l.K.WaitSessions(table)
 			t.Logf("%d sessions in K after %v", len(table), time.Since(start).Round(time.Millisecond))
 			if got := l.K.Sessions(); len(got) > len(table) {
@@ -118,27 +112,36 @@ func TestDropInTheModulesOwnAdvertisementIsCarried(t *testing.T) {
 }
 
 func TestDropInInstancesInOneNamespaceDoNotHearEachOther(t *testing.T) {
-	l := New(t, Config{})
+	l := New(t, Config{NoInstance: true})
+	// A namespace has room for one instance of Netfilter's; one of iptables' need not translate to be there. The C tool of 4.1.13 is built
+	// without these: there the other instance, once it has its daemon, makes room for the tutorial's, and that daemon waits for its return.
+	alone := l.J.Jool() == "4.1.13"
+	framework := "--iptables"
+	if alone {
+		framework = "--netfilter"
+	}
+	second := Ours.With("-i", "other")
 	for _, n := range []*Node{l.J, l.K} {
-		// A namespace has room for one instance of Netfilter's; one of iptables' need not translate to be there.
-		n.Sh(`jool instance add other --iptables --pool6 2001:db8:64::/96
+		n.Sh("jool instance add other " + framework + ` --pool6 2001:db8:64::/96
 			jool -i other global update ss-enabled true`)
-	}
-	second := Ours
-	second.command = func(n *Node, group netip.Addr) []string {
-		return append(Ours.command(n, group), "-i", "other")
-	}
-	for _, n := range []*Node{l.J, l.K} {
-		n.StartDaemon(Ours, SyncGroup6)
 		n.StartDaemon(second, "ff08::db8:64:65") // another group on the same port
+		if alone {
+			n.Run("jool", "instance", "remove", "other")
+		}
+		n.AddInstance()
+		n.StartDaemon(Ours, SyncGroup6)
 	}
 	l.WaitReplies(l.Ping(), 5)
 	l.WaitMirrored(1)
 	if n := l.K.Status("other").Net.RcvdDatagrams; n != 0 {
 		t.Errorf("the other instance's daemon on K heard %d datagrams", n)
 	}
-	if s := l.J.Status("other"); s.Kernel.Foreign == 0 || s.Net.SentDatagrams != 0 {
-		t.Errorf("the other instance's daemon on J left %d messages alone and sent %d datagrams", s.Kernel.Foreign, s.Net.SentDatagrams)
+	s := l.J.Status("other")
+	if s.Net.SentDatagrams != 0 {
+		t.Errorf("the other instance's daemon on J sent %d datagrams", s.Net.SentDatagrams)
+	}
+	if s.Kernel.Foreign == 0 && !alone {
+		t.Errorf("the other instance's daemon on J heard none of the messages that it leaves alone")
 	}
 }
 

@@ -34,6 +34,20 @@ type Config struct {
 	Live func(string)
 }
 
+// complete fills in what is the tutorial's.
+func (c Config) complete() Config {
+	if c.Instance == "" {
+		c.Instance = "default"
+	}
+	if c.Pool6 == "" {
+		c.Pool6 = "64:ff9b::/96"
+	}
+	if c.Pool4 == nil {
+		c.Pool4 = []string{"tcp 192.0.2.1 61001-65535", "udp 192.0.2.1 61001-65535", "icmp 192.0.2.1 0-65535"}
+	}
+	return c
+}
+
 // A Lab is the tutorial's network, from New until its test ends.
 type Lab struct {
 	t T
@@ -78,16 +92,7 @@ var segments = []struct{ name, vlan string }{{"v6", "10"}, {"v4", "20"}, {"sync"
 // At the test's end it takes everything down, shows the processes' output if the test failed, and fails it if the kernel complained.
 func New(t T, c Config) *Lab {
 	t.Helper()
-	if c.Instance == "" {
-		c.Instance = "default"
-	}
-	if c.Pool6 == "" {
-		c.Pool6 = "64:ff9b::/96"
-	}
-	if c.Pool4 == nil {
-		c.Pool4 = []string{"tcp 192.0.2.1 61001-65535", "udp 192.0.2.1 61001-65535", "icmp 192.0.2.1 0-65535"}
-	}
-	l := &Lab{t: t, Config: c}
+	l := &Lab{t: t, Config: c.complete()}
 	here := machine(local{})
 	there := here
 	if os.Getenv("LAB_WIRE") != "" {
@@ -114,6 +119,43 @@ func (l *Lab) nodes() []*Node { return []*Node{l.J, l.K, l.N6, l.N4} }
 // machines are the one or two that the nodes live in.
 func (l *Lab) machines() []machine {
 	return slices.Compact([]machine{l.J.machine, l.K.machine})
+}
+
+// Part lends the lab to a subtest. That finds an instance of its own configuration with an empty table in J and in K, and the virtual addresses
+// in J; failures are its own, and what it starts ends with it. It is for when a new lab each would take longer than the subtest itself.
+func (l *Lab) Part(t T, c Config) {
+	t.Helper()
+	whole := l.t
+	l.t, l.Config = t, c.complete()
+	running := map[*Node]int{}
+	for _, n := range l.nodes() {
+		running[n] = len(n.processes)
+	}
+	t.Cleanup(func() {
+		for _, n := range l.nodes() {
+			n.stopFrom(running[n])
+		}
+		if t.Failed() {
+			for _, n := range l.nodes() {
+				n.show()
+			}
+		}
+		for _, n := range l.nodes() {
+			n.processes = n.processes[:running[n]]
+		}
+		l.t = whole
+	})
+
+	for _, n := range []*Node{l.J, l.K} {
+		n.Run("jool", "instance", "flush")
+		n.AddInstance()
+	}
+	if l.K.Owns() {
+		l.K.GiveAddressesTo(l.J)
+	}
+	for _, r := range plan[2].routes { // n6's
+		l.N6.Sh("ip route replace " + strings.Replace(r, "POOL6", l.Pool6, 1))
+	}
 }
 
 // script runs a shell script in a machine's own namespaces.
@@ -148,7 +190,7 @@ func (l *Lab) clean() {
 func (l *Lab) end() {
 	l.t.Helper()
 	for _, n := range l.nodes() {
-		n.stopAll()
+		n.stopFrom(0)
 	}
 	for _, m := range l.machines() {
 		for _, trace := range traces(l.script(m, "dmesg")) {

@@ -130,10 +130,11 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
-func (n *Node) stopAll() {
+// stopFrom stops the processes but the first so many.
+func (n *Node) stopFrom(first int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for i := len(n.processes) - 1; i >= 0; i-- {
+	for i := len(n.processes) - 1; i >= first; i-- {
 		if ended, _ := n.processes[i].Ended(); !ended {
 			n.processes[i].Stop()
 		}
