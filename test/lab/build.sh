@@ -14,7 +14,7 @@ versions="4.1.9:bookworm 4.1.13:trixie 4.1.15:sid"
 
 # What the guest's root is made of, with all that these depend on, out of bookworm.
 guest_packages="busybox-static util-linux dash bash iproute2 iputils-ping nftables tcpdump keepalived kmod socat"
-guest_programs="busybox nsenter unshare dash bash ip ss tc bridge ping nft tcpdump keepalived kmod socat"
+guest_programs="busybox nsenter unshare setpriv dash bash ip ss tc bridge ping nft tcpdump keepalived kmod socat"
 
 # Kernel modules besides Jool's; their dependencies come along.
 guest_modules="virtio_pci virtio_net virtio_console 9pnet_virtio 9p
