@@ -91,7 +91,7 @@ fuzz:
 	scripts/fuzz $(FUZZTIME)
 
 test-lab:
-	$(GO) test -tags lab -count=1 -timeout 2h ./test/lab
+	$(GO) test -tags lab -count=1 -timeout 2h -p 1 ./test/lab/vm ./test/lab
 
 lab:
 	$(GO) run -tags lab ./test/lab/shell -jool $(LAB_VERSION)

@@ -22,6 +22,15 @@ import (
 	"joold/test/lab/vm"
 )
 
+// atOnce is how many versions run at a time: scenarios wait more than they compute.
+const atOnce = 2
+
+// suites are the guest's test programs, and which of their tests are scenarios. They run one after the other.
+var suites = []struct{ program, tests string }{
+	{"labguest", "."},
+	{"nlchantest", "^TestKernel$"}, // package nlchan's own look at the kernel
+}
+
 // mixed are pairs of machines joined by a wire: J's version and K's. They run the scenarios named TestMixed..., and only those.
 var mixed = []string{"J4.1.9-K4.1.15", "J4.1.15-K4.1.9"}
 
@@ -30,7 +39,7 @@ func TestLab(t *testing.T) {
 	if deadline, ok := t.Deadline(); ok {
 		var cancel func()
 		ctx, cancel = context.WithDeadlineCause(ctx, deadline.Add(-20*time.Second), fmt.Errorf("go test's time ran out"))
-		defer cancel()
+		t.Cleanup(cancel) // not deferred: the versions go on when this function has returned
 	}
 	image, err := vm.Build(ctx)
 	if err != nil {
@@ -40,6 +49,10 @@ func TestLab(t *testing.T) {
 	if err := vm.Programs(ctx, programs); err != nil {
 		t.Fatal(err)
 	}
+	if err := vm.TestProgram(ctx, filepath.Join(programs, "nlchantest"), "joold/internal/nlchan"); err != nil {
+		t.Fatal(err)
+	}
+	room := make(chan struct{}, atOnce)
 	want := strings.Split(flag.Lookup("test.run").Value.String(), "/")
 	for _, versions := range append(vm.Versions, mixed...) {
 		t.Run(versions, func(t *testing.T) {
@@ -47,6 +60,9 @@ func TestLab(t *testing.T) {
 			if len(scenarios) == 0 {
 				return
 			}
+			t.Parallel()
+			room <- struct{}{}
+			defer func() { <-room }()
 			run := startGuests(ctx, t, image, programs, versions, scenarios, want)
 			for _, name := range scenarios {
 				t.Run(strings.TrimPrefix(name, "Test"), func(t *testing.T) { run.report(t, name) })
@@ -58,21 +74,23 @@ func TestLab(t *testing.T) {
 	}
 }
 
-// choose lists the scenarios that -run asks for; the guest's test binary knows them all.
+// choose lists the scenarios that -run asks for; the guest's test programs know them all.
 func choose(t *testing.T, programs string, mixed bool, want []string) (names []string) {
-	out, err := exec.Command(filepath.Join(programs, "labguest"), "-test.list", ".").Output()
-	if err != nil {
-		t.Fatalf("list the scenarios: %v", err)
-	}
-	for name := range strings.Lines(string(out)) {
-		name = strings.TrimSpace(name)
-		if strings.HasPrefix(name, "TestMixed") != mixed {
-			continue
+	for _, suite := range suites {
+		out, err := exec.Command(filepath.Join(programs, suite.program), "-test.list", suite.tests).Output()
+		if err != nil {
+			t.Fatalf("list the scenarios: %v", err)
 		}
-		if len(want) > 2 && !regexp.MustCompile(want[2]).MatchString(strings.TrimPrefix(name, "Test")) {
-			continue
+		for name := range strings.Lines(string(out)) {
+			name = strings.TrimSpace(name)
+			if strings.HasPrefix(name, "TestMixed") != mixed {
+				continue
+			}
+			if len(want) > 2 && !regexp.MustCompile(want[2]).MatchString(strings.TrimPrefix(name, "Test")) {
+				continue
+			}
+			names = append(names, name)
 		}
-		names = append(names, name)
 	}
 	return names
 }
@@ -93,7 +111,11 @@ func startGuests(ctx context.Context, t *testing.T, image, programs, versions st
 	if len(want) > 3 {
 		pattern += "/" + strings.Join(want[3:], "/")
 	}
-	script := fmt.Sprintf("exec labguest -test.v=test2json -test.timeout=0 -test.run='%s'", pattern)
+	script := "status=0\n"
+	for _, suite := range suites {
+		script += fmt.Sprintf("%s -test.v=test2json -test.timeout=0 -test.run='%s' || status=1\n", suite.program, pattern)
+	}
+	script += "exit $status"
 
 	convert := exec.Command("go", "tool", "test2json", "-p", versions)
 	in, err := convert.StdinPipe()

@@ -70,15 +70,22 @@ func Dir() (string, error) {
 
 // Programs compiles into dir what runs in the guests: joold, and labguest, which is package guest.
 func Programs(ctx context.Context, dir string) error {
-	for _, args := range [][]string{
-		{"test", "-c", "-tags", "lab", "-o", filepath.Join(dir, "labguest"), "joold/test/lab/guest"},
-		{"build", "-o", filepath.Join(dir, "joold"), "joold/cmd/joold"},
-	} {
-		cmd := exec.CommandContext(ctx, "go", args...)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%v: %w\n%s", cmd, err, out)
-		}
+	if err := compile(ctx, "build", "-o", filepath.Join(dir, "joold"), "joold/cmd/joold"); err != nil {
+		return err
+	}
+	return TestProgram(ctx, filepath.Join(dir, "labguest"), "joold/test/lab/guest")
+}
+
+// TestProgram compiles the tests of a package, those for the lab among them, into a program.
+func TestProgram(ctx context.Context, file, pkg string) error {
+	return compile(ctx, "test", "-c", "-tags", "lab", "-o", file, pkg)
+}
+
+func compile(ctx context.Context, args ...string) error {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%v: %w\n%s", cmd, err, out)
 	}
 	return nil
 }
@@ -89,16 +96,22 @@ func Share(dir, programs, script string) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"labguest", "joold"} {
-		if err := os.Link(filepath.Join(programs, name), filepath.Join(dir, name)); err != nil {
+	files, err := os.ReadDir(programs)
+	if err != nil {
+		return err
+	}
+	copies := ""
+	for _, f := range files {
+		if err := os.Link(filepath.Join(programs, f.Name()), filepath.Join(dir, f.Name())); err != nil {
 			return err
 		}
+		copies += "cp /lab/" + f.Name() + " /usr/bin\n"
 	}
 	if err := os.CopyFS(filepath.Join(dir, "contrib"), os.DirFS(filepath.Join(lab, "../../contrib"))); err != nil {
 		return err
 	}
 	// Out of the guest's memory programs start at once; over the share each page is a message.
-	text := "#!/bin/sh\ncp /lab/labguest /lab/joold /usr/bin\n" + script + "\n"
+	text := "#!/bin/sh\n" + copies + script + "\n"
 	return os.WriteFile(filepath.Join(dir, "run"), []byte(text), 0o755)
 }
 
