@@ -19,11 +19,3 @@ func TestTutorial(t *testing.T) {
 		})
 	}
 }
-
-func TestMixedTutorial(t *testing.T) {
-	for _, death := range Deaths {
-		t.Run(death.Name, func(t *testing.T) {
-			New(t, Config{}).Tutorial(Ours, Ours, death, 0)
-		})
-	}
-}
