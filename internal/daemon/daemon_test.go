@@ -844,6 +844,10 @@ func TestA4112ModuleIsNotGivenWhatItMisreads(t *testing.T) {
 	b.g.in <- encode(session.Enc4113, k.globals.Pool6, udp(1, 1000))
 	eventually(t, "it is counted", func() bool { return b.status(time.Now()).Kernel.Unfit == 1 })
 	eventually(t, "the log says why", func() bool { return strings.Contains(b.logs.String(), "misreads") })
+	eventually(t, "the peer is known", func() bool {
+		peers := b.status(time.Now()).Peers
+		return len(peers) == 1 && peers[0].Refused == 1
+	})
 	if got := k.taken(); len(got) != 0 {
 		t.Errorf("added %v", got)
 	}

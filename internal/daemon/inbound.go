@@ -80,6 +80,7 @@ func (d *Daemon) accept(l *link, dg *mcast.Datagram, scratch []session.Session, 
 	d.count.rcvdSessions.Add(uint64(r.Read))
 	if l.misreads() {
 		d.count.unfit.Add(uint64(r.Read))
+		d.peers.heard(dg.From.Addr(), r, r.Read+r.BadTotal(), now)
 		return scratch
 	}
 

@@ -33,7 +33,7 @@ var errNotInService = errors.New("not in service")
 // advertise sends the instance's whole table, oldest updates first, at rate
 // sessions per second (0: DefaultRate), and tells how far it is. What the kernel
 // announces meanwhile is left out, since it has gone out fresher. One
-// advertisement runs at a time; others wait for it.
+// advertisement runs at a time, and one more may wait for it.
 func (d *Daemon) advertise(ctx context.Context, rate int, tell func(control.Progress) error) (p control.Progress, err error) {
 	if rate == 0 {
 		rate = DefaultRate
