@@ -160,9 +160,6 @@ func validName(name string) error {
 // Module is what Dial found.
 func (c *Conn) Module() Module { return c.module }
 
-// Instance is the name that was dialled.
-func (c *Conn) Instance() string { return c.instance }
-
 // SetReadDeadline makes a Receive that waits, or will wait, beyond t return
 // os.ErrDeadlineExceeded; the zero time lifts it.
 func (c *Conn) SetReadDeadline(t time.Time) error { return c.channel.SetReadDeadline(t) }
