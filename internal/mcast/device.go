@@ -1,9 +1,11 @@
 package mcast
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -14,6 +16,7 @@ import (
 type device struct {
 	index int
 	name  string
+	given string // the name or address it was found by; "" if by its index
 	// source is the IPv4 address that named the interface, if one did.
 	// Datagrams leave with it, as the C daemon's do.
 	source netip.Addr
@@ -32,6 +35,9 @@ func (d device) iface() *net.Interface {
 // sent to where it is heard.
 func (c *Conn) findDevices(cfg Config) error {
 	zone, err := findZone(c.group.Addr().Zone())
+	if err == nil {
+		err = zone.isUp()
+	}
 	if err != nil {
 		return c.fail("join", c.group.Addr().Zone(), err)
 	}
@@ -46,7 +52,10 @@ func (c *Conn) findDevices(cfg Config) error {
 			*d.dev = zone
 			continue
 		}
-		if *d.dev, err = findDevice(d.given); err != nil {
+		if *d.dev, err = findDevice(d.given); err == nil {
+			err = d.dev.isUp()
+		}
+		if err != nil {
 			return c.fail(d.op, d.given, err)
 		}
 		if zone.index != 0 && zone.index != d.dev.index {
@@ -71,10 +80,51 @@ func isLinkLocal(addr netip.Addr) bool {
 	return addr.Is6() && (addr.IsLinkLocalMulticast() || addr.IsInterfaceLocalMulticast())
 }
 
+// check tells whether a device still is what it was found to be. Where its name
+// is nobody's now it was renamed, and is still the one; so it is where the address
+// that named it has gone, since that may come back.
+func (d device) check() (Change, error) {
+	if d.index == 0 {
+		return Unchanged, nil
+	}
+	if d.given != "" {
+		if now, err := findDevice(d.given); err == nil && now.index != d.index {
+			return Reopen, errReplaced
+		}
+	}
+	switch err := d.isUp(); {
+	case errors.Is(err, ErrNoInterface):
+		return Reopen, err
+	case err != nil:
+		return Away, err
+	}
+	return Unchanged, nil
+}
+
+// isUp is ErrNoInterface, ErrInterfaceDown or nil. The zero device is up.
+func (d device) isUp() error {
+	if d.index == 0 {
+		return nil
+	}
+	name, err := nameByIndex(d.index)
+	if err != nil {
+		return err
+	}
+	req, err := ask(unix.SIOCGIFFLAGS, name, 0)
+	if err != nil {
+		return err
+	}
+	if req.Uint16()&unix.IFF_UP == 0 {
+		return ErrInterfaceDown
+	}
+	return nil
+}
+
 // findZone finds the interface that a zone names, by its name or its index.
 func findZone(zone string) (device, error) {
 	if index, err := strconv.Atoi(zone); err == nil {
-		return deviceByIndex(index)
+		name, err := nameByIndex(index)
+		return device{index: index, name: name}, err
 	}
 	if zone == "" {
 		return device{}, nil
@@ -84,8 +134,11 @@ func findZone(zone string) (device, error) {
 
 // findDevice finds the interface that s names or is an address of.
 func findDevice(s string) (device, error) {
-	if index, ok := indexByName(s); ok {
-		return deviceByIndex(index)
+	if req, err := ask(unix.SIOCGIFINDEX, s, 0); err == nil {
+		// s may be an alternative name.
+		index := int(req.Uint32())
+		name, err := nameByIndex(index)
+		return device{index: index, name: name, given: s}, err
 	}
 	addr, err := netip.ParseAddr(s)
 	if err != nil {
@@ -108,44 +161,39 @@ func findDevice(s string) (device, error) {
 	if found == nil {
 		return device{}, ErrNoInterface
 	}
-	dev, err := newDevice(found)
+	d := device{index: found.Index, name: found.Name, given: s}
 	if addr.Is4() {
-		dev.source = addr
+		d.source = addr
 	}
-	return dev, err
+	return d, nil
 }
 
-// indexByName asks the kernel, as the C daemon does, since the interface may go
-// by an alternative name too.
-func indexByName(name string) (int, bool) {
+func nameByIndex(index int) (string, error) {
+	req, err := ask(unix.SIOCGIFNAME, "", index)
+	if err != nil {
+		return "", err
+	}
+	return req.Name(), nil
+}
+
+// ask asks the kernel about the interface of this name, or for SIOCGIFNAME of
+// this index. It costs less than net.Interface, which reads them all, and
+// understands alternative names, as the C daemon does.
+func ask(request uint, name string, index int) (*unix.Ifreq, error) {
 	req, err := unix.NewIfreq(name)
 	if err != nil {
-		return 0, false // longer than a name can be
+		return nil, ErrNoInterface // longer than a name can be
 	}
+	req.SetUint32(uint32(index))
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return 0, false
+		return nil, os.NewSyscallError("socket", err)
 	}
 	defer unix.Close(fd)
-	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, req); err != nil {
-		return 0, false
+	if err := unix.IoctlIfreq(fd, request, req); err != nil {
+		return nil, ErrNoInterface
 	}
-	return int(req.Uint32()), true
-}
-
-func deviceByIndex(index int) (device, error) {
-	iface, err := net.InterfaceByIndex(index)
-	if err != nil {
-		return device{}, ErrNoInterface
-	}
-	return newDevice(iface)
-}
-
-func newDevice(iface *net.Interface) (device, error) {
-	if iface.Flags&net.FlagUp == 0 {
-		return device{}, ErrInterfaceDown
-	}
-	return device{index: iface.Index, name: iface.Name}, nil
+	return req, nil
 }
 
 // holds tells whether addr is one of the interface's addresses. The zone, if

@@ -47,6 +47,37 @@ func (c *Conn) fail(op, device string, err error) error {
 	return &Error{Op: op, Group: c.group, Device: device, Err: err}
 }
 
+// What Check found, where Open would have no such error.
+var (
+	errReplaced = errors.New("the interface is another one than was joined on")
+	errRerouted = errors.New("the route to the group leads through another interface than was joined on")
+	errNoMember = errors.New("the interface has forgotten the group")
+)
+
+// Temporary tells whether a failed Write may succeed later without anything
+// being done to the Conn, or after what Check says has been done to it. It is
+// false of what Write must not be given, such as ErrTooBig, and after Close. Such
+// an error comes at once: who tries again should wait in between.
+func Temporary(err error) bool {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return true // the send buffer was full
+	}
+	var errno unix.Errno
+	if !errors.As(err, &errno) {
+		return false
+	}
+	switch errno {
+	case unix.ENOBUFS, unix.ENOMEM, unix.EAGAIN, // the kernel's queues are full
+		unix.EPERM, unix.EACCES, // a firewall or a prohibiting route
+		unix.ENETDOWN, unix.ENETUNREACH, unix.EHOSTUNREACH, unix.ECONNREFUSED,
+		unix.EADDRNOTAVAIL,      // no usable address
+		unix.ENODEV, unix.ENXIO, // no interface
+		unix.EINVAL: // the address to send from has gone, or a route is a black hole
+		return true
+	}
+	return false
+}
+
 // explain turns what the kernel answers about dev into what an operator can
 // act upon.
 func explain(err error, dev device) error {
@@ -63,7 +94,12 @@ func explain(err error, dev device) error {
 		// The device is gone, or down, or IPv6 is disabled on it.
 		if dev.index == 0 {
 			reason = ErrNoRoute
-		} else if _, reason = deviceByIndex(dev.index); reason == nil {
+		} else if reason = dev.isUp(); reason == nil {
+			reason = ErrNoAddress
+		}
+	case errors.Is(err, unix.EINVAL) && dev.source.IsValid():
+		// The address to send from has gone; the device may have, too.
+		if reason = dev.isUp(); reason == nil {
 			reason = ErrNoAddress
 		}
 	default:

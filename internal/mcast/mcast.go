@@ -59,6 +59,8 @@ type Config struct {
 type Conn struct {
 	group   netip.AddrPort
 	in, out device
+	routes  *router // only where the kernel chooses in
+	joined  int     // the index of in, also where the kernel has chosen it
 	read    *net.UDPConn
 	write   *net.UDPConn // read, unless in and out differ
 	rx      *receiver
@@ -131,7 +133,7 @@ func (c *Conn) check(cfg Config) error {
 
 // Close leaves the group and ends calls that wait with net.ErrClosed.
 func (c *Conn) Close() error {
-	var errs [3]error
+	var errs [4]error
 	if c.read != nil {
 		errs[0] = c.read.Close()
 	}
@@ -140,6 +142,9 @@ func (c *Conn) Close() error {
 	}
 	if c.probe != nil {
 		errs[2] = c.probe.Close()
+	}
+	if c.routes != nil {
+		errs[3] = c.routes.conn.Close()
 	}
 	return errors.Join(errs[:]...)
 }

@@ -1,6 +1,8 @@
 package mcast
 
 import (
+	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"unsafe"
@@ -12,6 +14,74 @@ import (
 type path struct {
 	source netip.Addr
 	mtu    int
+}
+
+// Change is what has become of a Conn since the last look at its path, and so
+// what its owner has to do.
+type Change uint8
+
+const (
+	// Unchanged: nothing to do.
+	Unchanged Change = iota
+	// Changed: MaxPayload or Local().Source tell something new.
+	Changed
+	// Away: nothing passes one way or both, since an interface is down or has
+	// no usable address. When that is over the same Conn works again.
+	Away
+	// Reopen: the Conn hears nothing, or not what Open would hear now, and that
+	// will not pass. Close it and Open another; that fails until it can be.
+	Reopen
+)
+
+func (c Change) String() string {
+	return [...]string{"unchanged", "changed", "away", "to be opened anew"}[c]
+}
+
+// Check looks at the interfaces, the membership and the path, for what no socket
+// is told of. It costs a dozen system calls and must be called in the network
+// namespace of Open. With Away and Reopen comes an *Error that says why; with
+// Unchanged one may come too: then it could not be found out.
+func (c *Conn) Check() (Change, error) {
+	for _, d := range []struct {
+		op  string
+		dev device
+	}{{"join", c.in}, {"send to", c.out}} {
+		if change, err := d.dev.check(); err != nil {
+			return change, c.fail(d.op, d.dev.name, err)
+		}
+	}
+	if change, err := c.checkMembership(); err != nil {
+		return change, c.fail("join", c.in.name, err)
+	}
+	before := *c.path.Load()
+	switch err := c.Refresh(); {
+	case errors.Is(err, net.ErrClosed):
+		return Reopen, err
+	case err != nil:
+		return Away, err
+	case *c.path.Load() != before:
+		return Changed, nil
+	}
+	return Unchanged, nil
+}
+
+// checkMembership tells whether the group is still heard where it would be
+// joined now.
+func (c *Conn) checkMembership() (Change, error) {
+	if c.routes != nil {
+		now, err := c.routes.device(c.group.Addr())
+		switch {
+		case err != nil:
+			return Away, explain(err, device{}) // the route may come back
+		case now != c.joined:
+			return Reopen, errRerouted
+		}
+	}
+	member, err := isMember(c.joined, c.group.Addr())
+	if err == nil && !member {
+		return Reopen, errNoMember
+	}
+	return Unchanged, err
 }
 
 // openProbe opens a socket that sends nothing. Connected to the group, it is

@@ -117,10 +117,21 @@ func (c *Conn) multicaster(conn *net.UDPConn) (m multicaster, setTTL func(int) e
 	return p, p.SetMulticastHopLimit
 }
 
-// join makes the in device hear the group.
-func (c *Conn) join() error {
+// join makes the in device hear the group. Where the kernel chooses it, that is
+// asked for first: a socket does not tell where it has joined.
+func (c *Conn) join() (err error) {
+	in := c.in
+	if in.index == 0 {
+		if c.routes, err = openRouter(); err == nil {
+			in.index, err = c.routes.device(c.group.Addr())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	c.joined = in.index
 	m, _ := c.multicaster(c.read)
-	err := m.JoinGroup(c.in.iface(), &net.UDPAddr{IP: c.group.Addr().AsSlice()})
+	err = m.JoinGroup(in.iface(), &net.UDPAddr{IP: c.group.Addr().AsSlice()})
 	if c.group.Addr().Is6() && errors.Is(err, unix.EINVAL) {
 		err = unix.EADDRNOTAVAIL // the device has no IPv6, its MTU being under 1280
 	}
