@@ -17,7 +17,7 @@ function __joold_in
             continue
         end
         switch $word
-            case --batch.deadline --config --control.socket --instance --log.format --log.level --net.dev.in --net.dev.out --net.mcast.addr --net.mcast.port --net.ttl --net.wire --rate --socket --stats.address --stats.port -i -o -p -t
+            case --batch.capacity --batch.deadline --batch.refresh --batch.table --config --control.socket --instance --log.format --log.level --mod.capacity --mod.flush-deadline --net.dev.in --net.dev.out --net.hop-limit --net.mcast.addr --net.mcast.port --net.rcvbuf --net.source --net.ttl --net.wire --rate --socket --stats.address --stats.port -i -o -p -t
                 set skip 1
             case advertise follow status version help completion
                 set command $word
@@ -41,8 +41,17 @@ complete -c joold -n '__joold_in ""' -l net.mcast.port -s p -d 'UDP port of the 
 complete -c joold -n '__joold_in ""' -l net.dev.in -d 'interface to receive on, or one of its addresses' -x -a '(ls /sys/class/net 2>/dev/null)'
 complete -c joold -n '__joold_in ""' -l net.dev.out -s o -d 'interface to send on, or one of its addresses' -x -a '(ls /sys/class/net 2>/dev/null)'
 complete -c joold -n '__joold_in ""' -l net.ttl -s t -d 'TTL, or hop limit, of what is sent' -x
+complete -c joold -n '__joold_in ""' -l net.source -d 'accept datagrams only from here; may be repeated' -x
+complete -c joold -n '__joold_in ""' -l net.hop-limit -d 'accept no datagram with a lower TTL, or hop limit; 0 accepts all' -x
+complete -c joold -n '__joold_in ""' -l net.rcvbuf -d 'receive buffer of the group\'s socket' -x
 complete -c joold -n '__joold_in ""' -l net.wire -d 'encoding to send, the module\'s own or that of a version' -x -a 'module 4.1.11 4.1.12 4.1.13'
+complete -c joold -n '__joold_in ""' -l mod.flush-deadline -d 'set the instance\'s ss-flush-deadline; keep leaves it' -x
+complete -c joold -n '__joold_in ""' -l mod.capacity -d 'raise the instance\'s ss-capacity to this; keep leaves it' -x
+complete -c joold -n '__joold_in ""' -l mod.enable -d 'turn the instance\'s ss-enabled on'
 complete -c joold -n '__joold_in ""' -l batch.deadline -d 'longest wait of an entry for company in its datagram' -x
+complete -c joold -n '__joold_in ""' -l batch.refresh -d 'longest interval between refreshes of an unchanged session' -x
+complete -c joold -n '__joold_in ""' -l batch.capacity -d 'sessions that may wait to be sent' -x
+complete -c joold -n '__joold_in ""' -l batch.table -d 'sessions to remember' -x
 complete -c joold -n '__joold_in ""' -l stats.address -d 'serve statistics at this address' -x
 complete -c joold -n '__joold_in ""' -l stats.port -d 'serve statistics at this UDP port' -x
 complete -c joold -n '__joold_in ""' -l control.socket -d 'control socket (usually /run/joold/NAME.sock)' -r -F

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,12 +32,24 @@ type Config struct {
 	TTL       int    // of what is sent, or its hop limit: 0 to 255
 	ReuseAddr bool   // false only where a C daemon's file says so
 
+	ReadBuffer int            // of the group's socket, in bytes: 4096 to 1,073,741,823
+	Sources    []netip.Prefix // who may send, masked, IPv4 as such; none for anybody
+	HopLimit   int            // the least that a datagram may arrive with, or TTL: 0 (not checked) to 255
+
+	// What the daemon sets in the instance.
+	FlushDeadline time.Duration // ss-flush-deadline, in whole milliseconds: 1 ms to 1 min; 0 leaves it
+	Capacity      int           // the least ss-capacity, in sessions: 1 to 16,000,000; 0 leaves it
+	Enable        bool          // whether to turn ss-enabled on
+
 	Stats     bool   // whether to serve statistics
 	StatsAddr string // an address or a host name
 	StatsPort uint16 // not 0
 
 	Wire          session.Encoding // to send in; 0 for the local module's own
 	BatchDeadline time.Duration    // how long an entry may wait for company: 1 ms to 1 s
+	Pending       int              // sessions that may wait to be sent: 1 to 16,000,000
+	Refresh       time.Duration    // longest interval between refreshes of a session that does not change: 1 s to 1 min
+	Table         int              // sessions remembered: 1 to 16,000,000
 
 	ControlSocket string // path; "" for the instance's usual one
 
@@ -53,9 +66,15 @@ func defaults() *Config {
 		Port:          6400,
 		TTL:           1,
 		ReuseAddr:     true,
+		ReadBuffer:    8 << 20,
+		FlushDeadline: 20 * time.Millisecond,
+		Capacity:      16384,
 		StatsAddr:     "::",
 		StatsPort:     6401,
 		BatchDeadline: 10 * time.Millisecond,
+		Pending:       65536,
+		Refresh:       2 * time.Second,
+		Table:         1_000_000,
 	}
 }
 
@@ -67,25 +86,98 @@ type setting struct {
 	def   string // how help shows its default
 	kind  kind   // what a file may say
 	doc   string
-	set   func(*Config, string) error // an error tells what is wanted
 	words []string                    // all values, where they can be listed
+	live  bool                        // whether a running daemon can change over to another value
+	set   func(*Config, string) error // an error tells what is wanted
+	get   func(*Config) any           // what set has set, to be compared
 }
 
 // settings in the order in which help lists them.
 var settings = []setting{
-	{"instance", "i", "NAME", "default", text, "Jool instance to serve", setInstance, nil},
-	{"net.mcast.addr", "", "ADDR", "", text, "multicast group; the same as a bare ADDR", setGroup, nil},
-	{"net.mcast.port", "p", "PORT", "6400", text | number, "UDP port of the group", setPort, nil},
-	{"net.dev.in", "", "IF", "", text, "interface to receive on, or one of its addresses", setIn, nil},
-	{"net.dev.out", "o", "IF", "", text, "interface to send on, or one of its addresses", setOut, nil},
-	{"net.ttl", "t", "N", "1", number, "TTL, or hop limit, of what is sent", setTTL, nil},
-	{"net.wire", "", "VERSION", "module", text, "encoding to send, the module's own or that of a version", setWire, wires},
-	{"batch.deadline", "", "TIME", "10ms", text, "longest wait of an entry for company in its datagram", setBatchDeadline, nil},
-	{"stats.address", "", "ADDR", "::", text, "serve statistics at this address", setStatsAddr, nil},
-	{"stats.port", "", "PORT", "6401", text | number, "serve statistics at this UDP port", setStatsPort, nil},
-	{"control.socket", "", "PATH", "", text, "control socket (usually /run/joold/NAME.sock)", setControlSocket, nil},
-	{"log.format", "", "FORMAT", "text", text, "text or json", setLogFormat, logFormats},
-	{"log.level", "", "LEVEL", "info", text, "debug, info, warn or error", setLogLevel, logLevels},
+	{name: "instance", short: "i", arg: "NAME", def: "default", kind: text,
+		doc: "Jool instance to serve",
+		set: setInstance, get: func(c *Config) any { return c.Instance }},
+	{name: "net.mcast.addr", arg: "ADDR", kind: text,
+		doc: "multicast group; the same as a bare ADDR",
+		set: setGroup, get: func(c *Config) any { return c.Group }},
+	{name: "net.mcast.port", short: "p", arg: "PORT", def: "6400", kind: text | number,
+		doc: "UDP port of the group",
+		set: setPort, get: func(c *Config) any { return c.Port }},
+	{name: "net.dev.in", arg: "IF", kind: text,
+		doc: "interface to receive on, or one of its addresses",
+		set: setIn, get: func(c *Config) any { return c.In }},
+	{name: "net.dev.out", short: "o", arg: "IF", kind: text,
+		doc: "interface to send on, or one of its addresses",
+		set: setOut, get: func(c *Config) any { return c.Out }},
+	{name: "net.ttl", short: "t", arg: "N", def: "1", kind: number,
+		doc: "TTL, or hop limit, of what is sent",
+		set: setTTL, get: func(c *Config) any { return c.TTL }},
+	{name: "net.source", arg: "PREFIX", def: "any", kind: text | list, live: true,
+		doc: "accept datagrams only from here; may be repeated",
+		set: setSources, get: func(c *Config) any { return c.Sources }},
+	{name: "net.hop-limit", arg: "N", def: "0", kind: number, live: true,
+		doc: "accept no datagram with a lower TTL, or hop limit; 0 accepts all",
+		set: setHopLimit, get: func(c *Config) any { return c.HopLimit }},
+	{name: "net.rcvbuf", arg: "BYTES", def: "8388608", kind: number,
+		doc: "receive buffer of the group's socket",
+		set: setReadBuffer, get: func(c *Config) any { return c.ReadBuffer }},
+	{name: "net.wire", arg: "VERSION", def: "module", kind: text, words: wires,
+		doc: "encoding to send, the module's own or that of a version",
+		set: setWire, get: func(c *Config) any { return c.Wire }},
+	{name: "mod.flush-deadline", arg: "TIME", def: "20ms", kind: text, live: true,
+		doc: "set the instance's ss-flush-deadline; keep leaves it",
+		set: setFlushDeadline, get: func(c *Config) any { return c.FlushDeadline }},
+	{name: "mod.capacity", arg: "N", def: "16384", kind: text | number, live: true,
+		doc: "raise the instance's ss-capacity to this; keep leaves it",
+		set: setCapacity, get: func(c *Config) any { return c.Capacity }},
+	{name: "mod.enable", arg: "bool", def: "false", kind: truth, live: true,
+		doc: "turn the instance's ss-enabled on",
+		set: setEnable, get: func(c *Config) any { return c.Enable }},
+	{name: "batch.deadline", arg: "TIME", def: "10ms", kind: text, live: true,
+		doc: "longest wait of an entry for company in its datagram",
+		set: setBatchDeadline, get: func(c *Config) any { return c.BatchDeadline }},
+	{name: "batch.refresh", arg: "TIME", def: "2s", kind: text, live: true,
+		doc: "longest interval between refreshes of an unchanged session",
+		set: setRefresh, get: func(c *Config) any { return c.Refresh }},
+	{name: "batch.capacity", arg: "N", def: "65536", kind: number, live: true,
+		doc: "sessions that may wait to be sent",
+		set: setPending, get: func(c *Config) any { return c.Pending }},
+	{name: "batch.table", arg: "N", def: "1000000", kind: number,
+		doc: "sessions to remember",
+		set: setTable, get: func(c *Config) any { return c.Table }},
+	{name: "stats.address", arg: "ADDR", def: "::", kind: text,
+		doc: "serve statistics at this address",
+		set: setStatsAddr, get: func(c *Config) any { return []any{c.Stats, c.StatsAddr} }},
+	{name: "stats.port", arg: "PORT", def: "6401", kind: text | number,
+		doc: "serve statistics at this UDP port",
+		set: setStatsPort, get: func(c *Config) any { return []any{c.Stats, c.StatsPort} }},
+	{name: "control.socket", arg: "PATH", kind: text,
+		doc: "control socket (usually /run/joold/NAME.sock)",
+		set: setControlSocket, get: func(c *Config) any { return c.ControlSocket }},
+	{name: "log.format", arg: "FORMAT", def: "text", kind: text, words: logFormats,
+		doc: "text or json",
+		set: setLogFormat, get: func(c *Config) any { return c.LogJSON }},
+	{name: "log.level", arg: "LEVEL", def: "info", kind: text, words: logLevels, live: true,
+		doc: "debug, info, warn or error",
+		set: setLogLevel, get: func(c *Config) any { return c.LogLevel }},
+}
+
+// Differ tells which settings are others in next, by name: those to which a
+// running daemon can change over, and those that take a new start.
+func (c *Config) Differ(next *Config) (live, fixed []string) {
+	for _, s := range settings {
+		switch {
+		case reflect.DeepEqual(s.get(c), s.get(next)):
+		case s.live:
+			live = append(live, s.name)
+		default:
+			fixed = append(fixed, s.name)
+		}
+	}
+	if c.ReuseAddr != next.ReuseAddr {
+		fixed = append(fixed, reuseAddr)
+	}
+	return live, fixed
 }
 
 // ResolveGroup is the group's address and port, looked up if the group is
@@ -167,12 +259,59 @@ func setInterface(dst *string, s string) error {
 	return nil
 }
 
-func setTTL(c *Config, s string) error {
-	n, err := strconv.ParseUint(s, 10, 8)
-	if err != nil {
-		return errors.New("want a whole number from 0 to 255")
+func setTTL(c *Config, s string) error      { return setNumber(&c.TTL, s, 0, 255) }
+func setHopLimit(c *Config, s string) error { return setNumber(&c.HopLimit, s, 0, 255) }
+
+// anySource stands for no list of sources.
+const anySource = "any"
+
+// setSources takes one or more prefixes or addresses, with commas between them.
+func setSources(c *Config, s string) error {
+	c.Sources = nil
+	if s == anySource {
+		return nil
 	}
-	c.TTL = int(n)
+	for one := range strings.SplitSeq(s, ",") {
+		p, ok := parseSource(one)
+		if !ok {
+			err := errors.New("want prefixes or addresses, as in 2001:db8:ff08::/96, or " + anySource)
+			if one != s {
+				err = fmt.Errorf("%q: %w", shorten(one), err)
+			}
+			return err
+		}
+		c.Sources = append(c.Sources, p)
+	}
+	return nil
+}
+
+// parseSource takes an address for the prefix that holds it alone. A sender's
+// address is compared without its zone, so there is none here.
+func parseSource(s string) (netip.Prefix, bool) {
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		a, err := netip.ParseAddr(s)
+		if err != nil || a.Zone() != "" {
+			return netip.Prefix{}, false
+		}
+		p = netip.PrefixFrom(a, a.BitLen())
+	}
+	if p.Addr().Is4In6() {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p.Masked(), p.IsValid()
+}
+
+// setReadBuffer's bounds are the kernel's: it doubles what it is asked for, in
+// a C int.
+func setReadBuffer(c *Config, s string) error { return setNumber(&c.ReadBuffer, s, 4096, 1<<30-1) }
+
+func setNumber(dst *int, s string, low, high int) error {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < low || n > high {
+		return fmt.Errorf("want a whole number from %d to %d", low, high)
+	}
+	*dst = n
 	return nil
 }
 
@@ -192,14 +331,66 @@ func wantOneOf(words []string) error {
 	return fmt.Errorf("want %s or %s", strings.Join(words[:last], ", "), words[last])
 }
 
-func setBatchDeadline(c *Config, s string) error {
-	d, err := time.ParseDuration(s)
-	if err != nil || d < time.Millisecond || d > time.Second {
-		return errors.New("want a time from 1ms to 1s")
+// keep leaves a setting of the instance as it is.
+const keep = "keep"
+
+// setFlushDeadline is stricter than the module, which takes any number of
+// milliseconds that fits in 32 bits. With 0 it would queue nothing, and Jool's
+// own default is 2 s.
+func setFlushDeadline(c *Config, s string) error {
+	if s == keep {
+		c.FlushDeadline = 0
+		return nil
 	}
-	c.BatchDeadline = d
+	d, err := time.ParseDuration(s)
+	if err != nil || d < time.Millisecond || d > time.Minute || d%time.Millisecond != 0 {
+		return errors.New("want a time from 1ms to 1m0s, in whole milliseconds, or " + keep)
+	}
+	c.FlushDeadline = d
 	return nil
 }
+
+// maxSessions bounds what counts sessions. The module takes any ss-capacity
+// that fits in 32 bits; its memory ends long before.
+const maxSessions = 16_000_000
+
+func setCapacity(c *Config, s string) error {
+	if s == keep {
+		c.Capacity = 0
+		return nil
+	}
+	if err := setNumber(&c.Capacity, s, 1, maxSessions); err != nil {
+		return fmt.Errorf("%w, or %s", err, keep)
+	}
+	return nil
+}
+
+func setEnable(c *Config, s string) (err error) {
+	if c.Enable, err = strconv.ParseBool(s); err != nil {
+		return errors.New("want true or false")
+	}
+	return nil
+}
+
+func setBatchDeadline(c *Config, s string) error {
+	return setTime(&c.BatchDeadline, s, time.Millisecond, time.Second)
+}
+
+func setRefresh(c *Config, s string) error {
+	return setTime(&c.Refresh, s, time.Second, time.Minute)
+}
+
+func setTime(dst *time.Duration, s string, low, high time.Duration) error {
+	d, err := time.ParseDuration(s)
+	if err != nil || d < low || d > high {
+		return fmt.Errorf("want a time from %v to %v", low, high)
+	}
+	*dst = d
+	return nil
+}
+
+func setPending(c *Config, s string) error { return setNumber(&c.Pending, s, 1, maxSessions) }
+func setTable(c *Config, s string) error   { return setNumber(&c.Table, s, 1, maxSessions) }
 
 func setStatsAddr(c *Config, s string) error {
 	if _, err := netip.ParseAddr(s); err != nil && !isHost(s) {

@@ -3,7 +3,9 @@ package config
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -24,6 +26,13 @@ func with(change func(*Config)) *Config {
 	return c
 }
 
+func prefixes(texts ...string) (ps []netip.Prefix) {
+	for _, p := range texts {
+		ps = append(ps, netip.MustParsePrefix(p))
+	}
+	return ps
+}
+
 // write makes a file of settings and returns its path.
 func write(t *testing.T, name, content string) string {
 	t.Helper()
@@ -41,7 +50,8 @@ func TestTheTutorialsCommandLineIsUnderstood(t *testing.T) {
 	}
 	want := &Config{
 		Instance: "default", Group: "ff08::db8:64:64", Port: 6464, In: "eth2", Out: "eth2", TTL: 1, ReuseAddr: true,
-		StatsAddr: "::", StatsPort: 6401, BatchDeadline: 10 * time.Millisecond,
+		ReadBuffer: 8388608, FlushDeadline: 20 * time.Millisecond, Capacity: 16384, StatsAddr: "::", StatsPort: 6401,
+		BatchDeadline: 10 * time.Millisecond, Pending: 65536, Refresh: 2 * time.Second, Table: 1000000,
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -72,6 +82,25 @@ func TestFlagsAreSpeltAsInC(t *testing.T) {
 			c.Group, c.BatchDeadline, c.LogJSON, c.LogLevel, c.ControlSocket = "ff08::1", 2*time.Millisecond, true, slog.LevelDebug, "/tmp/s"
 		}),
 		"-t 7 -t 9 ff08::1": with(func(c *Config) { c.Group, c.TTL = "ff08::1", 9 }),
+		"ff08::1 --mod.flush-deadline 1m --mod.capacity 1 --mod.enable": with(func(c *Config) {
+			c.Group, c.FlushDeadline, c.Capacity, c.Enable = "ff08::1", time.Minute, 1, true
+		}),
+		"ff08::1 --mod.flush-deadline keep --mod.capacity keep --mod.enable=false": with(func(c *Config) {
+			c.Group, c.FlushDeadline, c.Capacity = "ff08::1", 0, 0
+		}),
+		"ff08::1 --net.rcvbuf 4096 --net.hop-limit 255": with(func(c *Config) {
+			c.Group, c.ReadBuffer, c.HopLimit = "ff08::1", 4096, 255
+		}),
+		"ff08::1 --batch.table 16000000 --batch.capacity 1 --batch.refresh 60s": with(func(c *Config) {
+			c.Group, c.Table, c.Pending, c.Refresh = "ff08::1", 16_000_000, 1, time.Minute
+		}),
+		"ff08::1 --net.source 2001:db8:ff08::4/96 --net.source=192.0.2.1": with(func(c *Config) {
+			c.Group, c.Sources = "ff08::1", prefixes("2001:db8:ff08::/96", "192.0.2.1/32")
+		}),
+		"ff08::1 --net.source ::ffff:192.0.2.1/120,fe80::1,::ffff:192.0.2.1": with(func(c *Config) {
+			c.Group, c.Sources = "ff08::1", prefixes("192.0.2.0/24", "fe80::1/128", "192.0.2.1/32")
+		}),
+		"ff08::1 --net.source any": group,
 	}
 	for line, want := range tests {
 		got, err := Parse(strings.Fields(line))
@@ -104,6 +133,23 @@ func TestAMistakeOnTheCommandLineIsOneLineThatNamesIt(t *testing.T) {
 		{"ff08::1 --net.wire 4.1.14", `--net.wire "4.1.14": want module, 4.1.11, 4.1.12 or 4.1.13`},
 		{"ff08::1 --batch.deadline 10", `--batch.deadline "10": want a time from 1ms to 1s`},
 		{"ff08::1 --batch.deadline 2s", `--batch.deadline "2s": want a time from 1ms to 1s`},
+		{"ff08::1 --batch.refresh 999ms", `--batch.refresh "999ms": want a time from 1s to 1m0s`},
+		{"ff08::1 --batch.refresh 61s", `--batch.refresh "61s": want a time from 1s to 1m0s`},
+		{"ff08::1 --batch.capacity 0", `--batch.capacity "0": want a whole number from 1 to 16000000`},
+		{"ff08::1 --batch.table 16000001", `--batch.table "16000001": want a whole number from 1 to 16000000`},
+		{"ff08::1 --mod.flush-deadline 0", `--mod.flush-deadline "0": want a time from 1ms to 1m0s, in whole milliseconds, or keep`},
+		{"ff08::1 --mod.flush-deadline 1.5ms", `--mod.flush-deadline "1.5ms": want a time from 1ms to 1m0s, in whole milliseconds, or keep`},
+		{"ff08::1 --mod.flush-deadline 61s", `--mod.flush-deadline "61s": want a time from 1ms to 1m0s, in whole milliseconds, or keep`},
+		{"ff08::1 --mod.capacity 0", `--mod.capacity "0": want a whole number from 1 to 16000000, or keep`},
+		{"ff08::1 --mod.enable=maybe", `--mod.enable "maybe": want true or false`},
+		{"ff08::1 --net.rcvbuf 4095", `--net.rcvbuf "4095": want a whole number from 4096 to 1073741823`},
+		{"ff08::1 --net.rcvbuf 8M", `--net.rcvbuf "8M": want a whole number from 4096 to 1073741823`},
+		{"ff08::1 --net.hop-limit 256", `--net.hop-limit "256": want a whole number from 0 to 255`},
+		{"ff08::1 --net.source 192.0.2.0/33", `--net.source "192.0.2.0/33": want prefixes or addresses, as in 2001:db8:ff08::/96, or any`},
+		{"ff08::1 --net.source fe80::1%eth2", `--net.source "fe80::1%eth2": want prefixes or addresses, as in 2001:db8:ff08::/96, or any`},
+		{"ff08::1 --net.source ::ffff:0.0.0.0/64", `--net.source "::ffff:0.0.0.0/64": want prefixes or addresses, as in 2001:db8:ff08::/96, or any`},
+		{"ff08::1 --net.source=", `--net.source "": want prefixes or addresses, as in 2001:db8:ff08::/96, or any`},
+		{"ff08::1 --net.source any --net.source 192.0.2.1", `--net.source "any,192.0.2.1": "any": want prefixes or addresses, as in 2001:db8:ff08::/96, or any`},
 		{"ff08::1 --log.level loud", `--log.level "loud": want debug, info, warn or error`},
 		{"ff08::1 --log.format xml", `--log.format "xml": want text or json`},
 		{"ff08::1 --stats.address [::]", `--stats.address "[::]": want an IPv4 or IPv6 address, or a host name`},
@@ -146,6 +192,132 @@ func TestFlagsWinOverTheFile(t *testing.T) {
 	}
 }
 
+func TestARepeatedFlagReplacesTheFilesList(t *testing.T) {
+	for value, want := range map[string][]netip.Prefix{
+		`"192.0.2.1"`:                   prefixes("192.0.2.1/32"),
+		`["192.0.2.1"]`:                 prefixes("192.0.2.1/32"),
+		`["192.0.2.0/24", "fe80::/10"]`: prefixes("192.0.2.0/24", "fe80::/10"),
+		`"any"`:                         nil,
+	} {
+		path := write(t, "joold.json", `{"net.mcast.addr": "ff08::1", "net.source": `+value+`}`)
+		for flags, want := range map[string][]netip.Prefix{
+			"":                                     want,
+			"--net.source any":                     nil,
+			"--net.source ::1 --net.source fe80::": prefixes("::1/128", "fe80::/128"),
+		} {
+			got, err := Parse(append(strings.Fields(flags), "--config", path))
+			if err != nil {
+				t.Fatalf("%s, %q: %v", value, flags, err)
+			}
+			if !slices.Equal(got.Sources, want) {
+				t.Errorf("%s, %q: %v, want %v", value, flags, got.Sources, want)
+			}
+		}
+	}
+}
+
+func TestReadAgainTheSettingsAreTheFilesAsItIsThen(t *testing.T) {
+	path := write(t, "joold.json", `{"net.mcast.port": 7000, "net.ttl": 3, "net.source": "::1"}`)
+	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+	flags := Define(fs)
+	if err := ParseFlags(fs, []string{"ff08::1", "-t5", "--net.source", "::2", "--net.source", "::3", "--config", path}); err != nil {
+		t.Fatal(err)
+	}
+	want := with(func(c *Config) {
+		c.Group, c.Port, c.TTL, c.Sources = "ff08::1", 7000, 5, prefixes("::2/128", "::3/128")
+	})
+	for _, port := range []uint16{7000, 7000, 7001} {
+		want.Port = port
+		if err := os.WriteFile(path, fmt.Appendf(nil, `{"net.mcast.port": %d, "net.ttl": 3, "net.source": "::1"}`, port), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := flags.Config(fs.Args())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("got  %+v\nwant %+v", got, want)
+		}
+	}
+	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := flags.Config(fs.Args()); err == nil {
+		t.Error("half a file was accepted")
+	}
+}
+
+func TestADifferenceIsNamedAndToldApartByWhetherItCanBeApplied(t *testing.T) {
+	// Another value of each setting.
+	live := map[string]string{
+		"net.source": "::1", "net.hop-limit": "255", "log.level": "debug",
+		"mod.flush-deadline": "keep", "mod.capacity": "keep", "mod.enable": "true",
+		"batch.deadline": "1ms", "batch.refresh": "1m", "batch.capacity": "1",
+	}
+	fixed := map[string]string{
+		"instance": "edge", "net.mcast.addr": "ff08::2", "net.mcast.port": "6401", "net.dev.in": "eth0", "net.dev.out": "eth0",
+		"net.ttl": "2", "net.rcvbuf": "4096", "net.wire": "4.1.12", "batch.table": "1", "control.socket": "/s", "log.format": "json",
+		"stats.address": "::1", "stats.port": "1",
+	}
+	was := with(func(c *Config) { c.Group, c.Stats = "ff08::1", true })
+	for _, s := range settings {
+		value, isLive := live[s.name]
+		if !isLive {
+			value = fixed[s.name]
+		}
+		next := *was
+		if err := s.set(&next, value); err != nil {
+			t.Fatalf("%s: %v", s.name, err)
+		}
+		gotLive, gotFixed := was.Differ(&next)
+		wantLive, wantFixed := []string{s.name}, []string(nil)
+		if !isLive {
+			wantLive, wantFixed = wantFixed, wantLive
+		}
+		if !slices.Equal(gotLive, wantLive) || !slices.Equal(gotFixed, wantFixed) {
+			t.Errorf("%s: %q can be applied and %q not, want %q and %q", s.name, gotLive, gotFixed, wantLive, wantFixed)
+		}
+	}
+
+	next := *was
+	if live, fixed := was.Differ(&next); live != nil || fixed != nil {
+		t.Errorf("the same: %q and %q", live, fixed)
+	}
+	next.Stats, next.ReuseAddr, next.TTL, next.LogLevel = false, false, 9, slog.LevelWarn
+	gotLive, gotFixed := was.Differ(&next)
+	if want := []string{"log.level"}; !slices.Equal(gotLive, want) {
+		t.Errorf("can be applied: %q, want %q", gotLive, want)
+	}
+	if want := []string{"net.ttl", "stats.address", "stats.port", "reuseaddr"}; !slices.Equal(gotFixed, want) {
+		t.Errorf("cannot be applied: %q, want %q", gotFixed, want)
+	}
+}
+
+// A Config that Differ does not look at all of would change without a word.
+func TestEveryFieldOfTheConfigBelongsToASetting(t *testing.T) {
+	for i := range reflect.TypeFor[Config]().NumField() {
+		field := reflect.TypeFor[Config]().Field(i)
+		if field.Name == "Warnings" { // of the files, not of what is wanted
+			continue
+		}
+		c, next := new(Config), new(Config)
+		v := reflect.ValueOf(next).Elem().Field(i)
+		switch v.Kind() {
+		case reflect.String:
+			v.SetString("x")
+		case reflect.Bool:
+			v.SetBool(true)
+		case reflect.Slice:
+			v.Set(reflect.MakeSlice(v.Type(), 1, 1))
+		default:
+			v.Set(reflect.ValueOf(1).Convert(v.Type()))
+		}
+		if live, fixed := c.Differ(next); len(live)+len(fixed) == 0 {
+			t.Errorf("%s: no setting differs", field.Name)
+		}
+	}
+}
+
 func TestAFlagThatRepeatsTheDefaultStillWinsOverTheFile(t *testing.T) {
 	path := write(t, "joold.json", `{"net.mcast.addr": "ff08::1", "net.ttl": 3, "net.wire": "4.1.11"}`)
 	got, err := Parse([]string{"--config", path, "--net.ttl=1", "--net.wire=module"})
@@ -172,6 +344,15 @@ func TestAMistakeInTheFileIsOneLineThatNamesKeyValueAndBound(t *testing.T) {
 		{`{"instance": 7}`, `"instance": 7: want a string, as in "7"`},
 		{`{"instance": {"name": "edge"}}`, `"instance": an object: want a string`},
 		{`{"instance": ["edge"]}`, `"instance": an array: want a string`},
+		{`{"mod.enable": "true"}`, `"mod.enable": "true": want true or false`},
+		{`{"mod.enable": 1}`, `"mod.enable": 1: want true or false`},
+		{`{"mod.capacity": false}`, `"mod.capacity": false: want a string or a number`},
+		{`{"net.rcvbuf": "8388608"}`, `"net.rcvbuf": "8388608": want a number`},
+		{`{"net.source": []}`, `"net.source": an array: want prefixes or addresses, as in 2001:db8:ff08::/96, or any`},
+		{`{"net.source": [""]}`, `"net.source": an array: want prefixes or addresses, as in 2001:db8:ff08::/96, or any`},
+		{`{"net.source": ["192.0.2.1", "x"]}`, `"net.source": an array: "x": want prefixes or addresses, as in 2001:db8:ff08::/96, or any`},
+		{`{"net.source": ["192.0.2.1", 7]}`, `"net.source": an array: want a string or a list of strings`},
+		{`{"net.source": 7}`, `"net.source": 7: want a string, as in "7"`},
 		{`{"instance": "a", "instance": "b"}`, `key "instance" stands here twice`},
 		{`{"net.dev.in": "` + strings.Repeat("x", 100) + `"}`, `"net.dev.in": "` + strings.Repeat("x", 63) + `...: want the name of an interface, or one of its addresses`},
 		{"{\n\"net.ttl\": 1,\n}", `line 3: not JSON: invalid character '}' looking for beginning of object key string`},
@@ -339,6 +520,7 @@ func FuzzFile(f *testing.F) {
 	}
 	f.Add(data)
 	f.Add([]byte(`{"net.mcast.port": "domain", "net.ttl": 255, "net.wire": "4.1.12", "batch.deadline": "1s"}`))
+	f.Add([]byte(`{"net.source": ["192.0.2.1", "::ffff:192.0.2.1/97"], "mod.enable": false, "mod.capacity": "keep", "mod.flush-deadline": "3s"}`))
 	f.Add([]byte(`{"instance": "\u0000"}`))
 	f.Add([]byte(`{"a": {"b": [1, 2, {}]}} x`))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -366,6 +548,24 @@ func inBounds(t *testing.T, c *Config) {
 	}
 	if c.Port == 0 || c.StatsPort == 0 || c.TTL < 0 || c.TTL > 255 || c.BatchDeadline <= 0 || c.BatchDeadline > time.Second {
 		t.Errorf("out of bounds: %+v", c)
+	}
+	for name, in := range map[string]bool{
+		"net.rcvbuf":         c.ReadBuffer >= 4096 && c.ReadBuffer < 1<<30,
+		"net.hop-limit":      c.HopLimit >= 0 && c.HopLimit <= 255,
+		"mod.flush-deadline": c.FlushDeadline >= 0 && c.FlushDeadline <= time.Minute && c.FlushDeadline%time.Millisecond == 0,
+		"mod.capacity":       c.Capacity >= 0 && c.Capacity <= maxSessions,
+		"batch.capacity":     c.Pending >= 1 && c.Pending <= maxSessions,
+		"batch.table":        c.Table >= 1 && c.Table <= maxSessions,
+		"batch.refresh":      c.Refresh >= time.Second && c.Refresh <= time.Minute,
+	} {
+		if !in {
+			t.Errorf("%s is out of bounds: %+v", name, c)
+		}
+	}
+	for _, p := range c.Sources {
+		if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() {
+			t.Errorf("source %v", p)
+		}
 	}
 	if len(c.Warnings) > 4 {
 		t.Errorf("%d warnings", len(c.Warnings))

@@ -81,6 +81,8 @@ type kind uint8
 const (
 	text kind = 1 << iota
 	number
+	truth
+	list // of strings
 )
 
 func (k kind) String() string {
@@ -89,6 +91,10 @@ func (k kind) String() string {
 		return "a string"
 	case number:
 		return "a number"
+	case truth:
+		return "true or false"
+	case text | list:
+		return "a string or a list of strings"
 	}
 	return "a string or a number"
 }
@@ -120,9 +126,14 @@ func (m *member) text(k kind) (string, error) {
 		var s string
 		err := json.Unmarshal(m.value, &s)
 		return s, err
-	case isNumber && k&number != 0:
+	case isNumber && k&number != 0, k&truth != 0 && (first == 't' || first == 'f'):
 		return string(m.value), nil
-	case isNumber:
+	case first == '[' && k&list != 0:
+		var l []string
+		if json.Unmarshal(m.value, &l) == nil {
+			return strings.Join(l, ","), nil
+		}
+	case isNumber && k&text != 0:
 		return "", fmt.Errorf(`want a string, as in "%s"`, m.shown())
 	}
 	return "", fmt.Errorf("want %s", k)

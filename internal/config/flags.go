@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strconv"
 
 	"github.com/spf13/pflag"
 )
@@ -19,12 +18,16 @@ type Flags struct {
 func Define(fs *pflag.FlagSet) *Flags {
 	f := &Flags{set: fs}
 	for _, s := range settings {
-		fs.VarP(&value{
-			text:  &s.def,
-			arg:   s.arg,
-			words: s.words,
-			check: func(v string) error { return s.set(new(Config), v) },
+		flag := fs.VarPF(&value{
+			text:     &s.def,
+			arg:      s.arg,
+			words:    s.words,
+			repeated: s.kind&list != 0,
+			check:    func(v string) error { return s.set(new(Config), v) },
 		}, s.name, s.short, s.doc)
+		if s.kind == truth {
+			flag.NoOptDefVal = "true"
+		}
 	}
 	fs.Var(&value{text: &f.file, arg: "FILE", check: notEmpty}, "config",
 		"file of settings, named as the flags are; flags win")
@@ -33,9 +36,10 @@ func Define(fs *pflag.FlagSet) *Flags {
 
 // Config is the daemon's configuration after the flags were parsed, from args
 // (what they left of the command line), a file that either names, and the
-// flags themselves, which win.
+// flags themselves, which win. Asked again, it reads the files again.
 func (f *Flags) Config(args []string) (*Config, error) {
 	c := defaults()
+	group := ""
 	if len(args) > 0 && isAddr(args[0]) {
 		if f.set.Changed("net.mcast.addr") {
 			return nil, fmt.Errorf("the group is given twice: %s and --net.mcast.addr", args[0])
@@ -43,10 +47,7 @@ func (f *Flags) Config(args []string) (*Config, error) {
 		if len(args) > 1 {
 			return nil, fmt.Errorf("unexpected argument %q after the group %s", args[1], args[0])
 		}
-		if err := f.set.Set("net.mcast.addr", args[0]); err != nil {
-			return nil, flagError(f.set, err)
-		}
-		args = nil
+		group, args = args[0], nil
 	}
 	switch {
 	case f.file != "" && len(args) > 0:
@@ -65,6 +66,11 @@ func (f *Flags) Config(args []string) (*Config, error) {
 			if err := s.set(c, flag.Value.String()); err != nil {
 				return nil, fmt.Errorf("--%s %q: %w", s.name, flag.Value, err)
 			}
+		}
+	}
+	if group != "" {
+		if err := setGroup(c, group); err != nil {
+			return nil, fmt.Errorf("--net.mcast.addr %q: %w", group, err)
 		}
 	}
 	return c, c.validate()
@@ -107,12 +113,7 @@ func DefineInstance(fs *pflag.FlagSet, name *string) {
 func DefineNumber(fs *pflag.FlagSet, name, usage string, low, high int) *int {
 	n, text := 0, ""
 	fs.Var(&value{text: &text, arg: "N", check: func(v string) error {
-		i, err := strconv.Atoi(v)
-		if err != nil || i < low || i > high {
-			return fmt.Errorf("want a whole number from %d to %d", low, high)
-		}
-		n = i
-		return nil
+		return setNumber(&n, v, low, high)
 	}}, name, usage)
 	return &n
 }
@@ -120,10 +121,12 @@ func DefineNumber(fs *pflag.FlagSet, name, usage string, low, high int) *int {
 // value is a flag whose text is checked when it is parsed. Type, which help
 // shows, is what the argument is called.
 type value struct {
-	text  *string
-	arg   string
-	words []string
-	check func(string) error
+	text     *string
+	arg      string
+	words    []string
+	repeated bool // what is given again is added, with a comma
+	given    bool
+	check    func(string) error
 }
 
 var _ pflag.Value = (*value)(nil)
@@ -134,11 +137,17 @@ func (v *value) Type() string   { return v.arg }
 // Words are the flag's values where they can be listed, for completion.
 func (v *value) Words() []string { return v.words }
 
+// Repeated tells whether the flag may be given several times, likewise.
+func (v *value) Repeated() bool { return v.repeated }
+
 func (v *value) Set(s string) error {
 	if err := v.check(s); err != nil {
 		return err
 	}
-	*v.text = s
+	if v.repeated && v.given {
+		s = *v.text + "," + s
+	}
+	*v.text, v.given = s, true
 	return nil
 }
 

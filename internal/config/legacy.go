@@ -23,13 +23,16 @@ var (
 		{"multicast port", "net.mcast.port", text, setPort},
 		{"in interface", "net.dev.in", text, setIn},
 		{"out interface", "net.dev.out", text, setOut},
-		{"reuseaddr", "", number, setReuseAddr},
+		{reuseAddr, "", number, setReuseAddr},
 		{"ttl", "net.ttl", number, setTTL},
 	}
 	legacyMod = []legacyKey{
 		{"instance", "instance", text, setInstance},
 	}
 )
+
+// reuseAddr is the one key that became no setting: here it is always on.
+const reuseAddr = "reuseaddr"
 
 func setReuseAddr(c *Config, s string) error {
 	n, err := strconv.ParseInt(s, 10, 32)
