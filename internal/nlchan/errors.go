@@ -41,6 +41,18 @@ var (
 	ErrCannotAdvertise = errors.New("this module cannot advertise (Jool can since 4.1.11): " +
 		"run joold, and ask it with `joold advertise -i NAME`")
 
+	// ErrNoKnob: this version of Jool has no such setting.
+	ErrNoKnob = errors.New("this module lacks the setting")
+
+	// ErrOutsidePool4: a BIB entry, be it dynamic, has a mask that is not in
+	// pool4 (any more), and Jool since 4.1.9 changes no setting until it is gone.
+	ErrOutsidePool4 = errors.New("Jool changes no setting while a mask in the BIB lies outside of pool4: " +
+		"put it into pool4, or wait until the entry has expired")
+
+	ErrNoBIB = errors.New("the BIB has no such entry")
+
+	ErrStaticBIB = errors.New("the entry is static: only the operator removes it, with `jool -i NAME bib remove`")
+
 	ErrClosed = errors.New("the connection was closed")
 )
 
@@ -118,6 +130,10 @@ func (e *KernelError) named(h Host) error {
 		return ErrSyncDisabled
 	case says("advertisement already in progress"):
 		return ErrAdvertising
+	case says("does not belong to pool4"):
+		return fmt.Errorf("%w (%w)", ErrOutsidePool4, e)
+	case says("entry wasn't in the database"), says("Entry not found"): // 4.1, 4.2
+		return ErrNoBIB
 	}
 	return e
 }

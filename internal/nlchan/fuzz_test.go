@@ -3,6 +3,7 @@ package nlchan_test
 import (
 	"bytes"
 	"errors"
+	"net/netip"
 	"os"
 	"slices"
 	"testing"
@@ -114,6 +115,10 @@ func FuzzAnswers(f *testing.F) {
 		c.Pool4(ctx)
 		c.StaticBIB(ctx)
 		c.Stats(ctx)
+		var settings nlchan.Settings
+		settings.Set(nlchan.SSCapacity, 16384)
+		c.Update(ctx, settings)
+		c.RemoveBIB(ctx, session.UDP, netip.MustParseAddrPort("[2001:db8::8]:1"), netip.MustParseAddrPort("192.0.2.1:1"))
 		c.Advertise(ctx)
 		c.Add(s, p)
 		for _, proto := range session.Protos {

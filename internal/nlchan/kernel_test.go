@@ -134,6 +134,21 @@ func compareTables(t *testing.T, got, want []session.Session) {
 	}
 }
 
+func settings(values map[nlchan.Knob]uint32) (s nlchan.Settings) {
+	for k, value := range values {
+		s.Set(k, value)
+	}
+	return s
+}
+
+func bindingOf(s session.Session) nlchan.BIBEntry {
+	return nlchan.BIBEntry{
+		Proto: s.Proto,
+		Src6:  netip.AddrPortFrom(netip.AddrFrom16(s.Src6), s.Src6Port),
+		Src4:  netip.AddrPortFrom(netip.AddrFrom4(s.Src4), s.Src4Port),
+	}
+}
+
 func TestKernel(t *testing.T) {
 	if _, err := os.Stat("/etc/jool-version"); err != nil {
 		t.Fatal("this is not the lab's guest: ", err)
@@ -180,10 +195,10 @@ func TestKernel(t *testing.T) {
 			t.Logf("%d sessions: added in %v, dumped in %v", n, added.Sub(start), time.Since(added))
 			compareTables(t, got, want)
 			s, err := c.Stats(ctx)
-			if err != nil || s.Sessions() != uint64(n) {
-				t.Errorf("%d sessions counted, %v", s.Sessions(), err)
+			if err != nil || s.Sessions != uint64(n) || s.BIBs == 0 || s.BIBs > s.Sessions {
+				t.Errorf("%+v, %v", s, err)
 			}
-			t.Logf("%d counters: %d BIB entries", len(s.Raw), s.BIBs())
+			t.Logf("%+v", s)
 		}
 	})
 
@@ -271,33 +286,139 @@ func TestKernel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		was, _ := before.Advertisements()
-		is, ok := after.Advertisements()
-		if !ok || is != was+1 {
-			t.Errorf("%d advertisements, then %d", was, is)
+		if after.Dropped != 0 {
+			t.Errorf("%d announcements dropped", after.Dropped)
 		}
-		if dropped, ok := after.Dropped(); !ok || dropped != 0 {
-			t.Errorf("%d announcements dropped (%t)", dropped, ok)
+		if counts := !c.Module().Version.Less(4, 1, 12); after.CountsSync != counts || counts && after.Advertisements != before.Advertisements+1 {
+			t.Errorf("%+v, then %+v", before, after)
 		}
 	})
 
-	t.Run("counts what it drops", func(t *testing.T) {
+	t.Run("counts what it drops, since 4.1.12", func(t *testing.T) {
 		c := instance(t)
-		if c.Module().Version.Less(4, 1, 12) {
-			return
-		}
-		sh(t, "jool -i edge global update ss-capacity 1; jool -i edge global update ss-flush-deadline 100000")
-		g, err := c.Globals(ctx)
-		if err != nil || g.Capacity != 1 || g.FlushDeadline != 100_000 {
-			t.Errorf("%+v, %v", g, err)
+		if err := c.Update(ctx, settings(map[nlchan.Knob]uint32{nlchan.SSCapacity: 1, nlchan.SSFlushDeadline: 100_000})); err != nil {
+			t.Fatal(err)
 		}
 		sh(t, "ip netns exec n6 ping -c 5 -i 0.2 64:ff9b::192.0.2.8")
 		s, err := c.Stats(ctx)
+		t.Logf("%+v, %v", s, err)
+		if counts := !c.Module().Version.Less(4, 1, 12); err != nil || s.CountsSync != counts || (s.Dropped > 0) != counts {
+			t.Errorf("%+v, %v", s, err)
+		}
+	})
+
+	t.Run("counts what it translates", func(t *testing.T) {
+		c := instance(t)
+		if s, err := c.Stats(ctx); err != nil || s.Translated != 0 {
+			t.Errorf("a new instance: %+v, %v", s, err)
+		}
+		sh(t, "ip netns exec n6 ping -c 5 -i 0.2 64:ff9b::192.0.2.8")
+		if s, err := c.Stats(ctx); err != nil || s.Translated != 10 {
+			t.Errorf("after 5 pings and their answers: %+v, %v", s, err)
+		}
+		// An update makes a copy of the instance: counters and table are the same.
+		if err := c.Update(ctx, settings(map[nlchan.Knob]uint32{nlchan.SSCapacity: 1000})); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := c.Stats(ctx); err != nil || s.Translated != 10 || s.Sessions != 1 {
+			t.Errorf("after an update: %+v, %v", s, err)
+		}
+	})
+
+	t.Run("has its settings changed", func(t *testing.T) {
+		c := instance(t)
+		want, err := c.Globals(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n, ok := s.Dropped(); !ok || n == 0 {
-			t.Errorf("%d dropped (%t)", n, ok)
+		if _, ok := want.Get(nlchan.SSMaxSessionsPerPacket); ok == c.Module().Version.Less(4, 1, 11) {
+			t.Errorf("%s is there: %t", nlchan.SSMaxSessionsPerPacket, ok)
+		}
+		for k, was := range want.All() {
+			value := was + 9
+			if k == nlchan.SSEnabled || k == nlchan.SSFlushASAP {
+				value = 1 - was
+			}
+			if err := c.Update(ctx, settings(map[nlchan.Knob]uint32{k: value})); err != nil {
+				t.Errorf("%s: %v", k, err)
+			}
+			want.Set(k, value)
+			want.SyncEnabled = false
+			if got, err := c.Globals(ctx); err != nil || got != want {
+				t.Errorf("%s: got %+v, %v, want %+v", k, got, err, want)
+			}
+			t.Logf("%s: %d, then %d", k, was, value)
+		}
+		if err := c.Add(mixedAges(1), p); !errors.Is(err, nlchan.ErrSyncDisabled) {
+			t.Errorf("Add, turned off: %v", err)
+		}
+		all := settings(map[nlchan.Knob]uint32{nlchan.SSEnabled: 1, nlchan.SSFlushASAP: 0, nlchan.SSFlushDeadline: 20, nlchan.SSCapacity: 16384, nlchan.SSMaxPayload: 2048})
+		if err := c.Update(ctx, all); err != nil {
+			t.Fatal(err)
+		}
+		got, err := c.Globals(ctx)
+		for k, value := range all.All() {
+			if is, ok := got.Get(k); !ok || is != value {
+				t.Errorf("%s is %d (%t), want %d, %v", k, is, ok, value, err)
+			}
+		}
+		if err := c.Add(mixedAges(1), p); err != nil {
+			t.Errorf("Add, turned on: %v", err)
+		}
+	})
+
+	t.Run("changes no setting over a mask outside of pool4, since 4.1.9", func(t *testing.T) {
+		c := instance(t)
+		outside := mixedAges(1)
+		outside[0].Src4 = [4]byte{198, 51, 100, 77}
+		if err := c.Add(outside, p); err != nil {
+			t.Fatal(err)
+		}
+		before, err := c.Globals(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = c.Update(ctx, settings(map[nlchan.Knob]uint32{nlchan.SSCapacity: 16384}))
+		t.Log(err)
+		if !errors.Is(err, nlchan.ErrOutsidePool4) {
+			t.Errorf("got %v", err)
+		}
+		if after, err := c.Globals(ctx); err != nil || after != before {
+			t.Errorf("got %+v, %v, want %+v", after, err, before)
+		}
+	})
+
+	t.Run("lets go of a BIB entry with its sessions", func(t *testing.T) {
+		c := instance(t)
+		all := mixedAges(8000) // two of each mask
+		if err := c.Add(all, p); err != nil {
+			t.Fatal(err)
+		}
+		gone := make(map[nlchan.BIBEntry]bool)
+		for _, s := range all[:30] {
+			e := bindingOf(s)
+			err := c.RemoveBIB(ctx, e.Proto, e.Src6, e.Src4)
+			if gone[e] && !errors.Is(err, nlchan.ErrNoBIB) || !gone[e] && err != nil {
+				t.Fatalf("%+v: %v", e, err)
+			}
+			gone[e] = true
+			if err := c.RemoveBIB(ctx, e.Proto, e.Src6, e.Src4); !errors.Is(err, nlchan.ErrNoBIB) {
+				t.Errorf("%+v, again: %v", e, err)
+			}
+		}
+		want := slices.DeleteFunc(all, func(s session.Session) bool { return gone[bindingOf(s)] })
+		compareTables(t, table(t, c, p), want)
+
+		sh(t, "jool -i edge bib add --tcp 2001:db8:1::1#70 192.0.2.1#65500; jool -i edge bib add --icmp 2001:db8:1::1#0 192.0.2.1#0")
+		six, four := netip.MustParseAddr("2001:db8:1::1"), netip.MustParseAddr("192.0.2.1")
+		if err := c.RemoveBIB(ctx, session.TCP, netip.AddrPortFrom(six, 70), netip.AddrPortFrom(four, 65500)); !errors.Is(err, nlchan.ErrStaticBIB) {
+			t.Errorf("a static entry: %v", err)
+		}
+		if err := c.RemoveBIB(ctx, session.ICMP, netip.AddrPortFrom(six, 0), netip.AddrPortFrom(four, 0)); !errors.Is(err, nlchan.ErrStaticBIB) {
+			t.Errorf("a static entry with the lowest number: %v", err)
+		}
+		if bib, err := c.StaticBIB(ctx); err != nil || len(bib) != 2 {
+			t.Errorf("%+v, %v", bib, err)
 		}
 	})
 

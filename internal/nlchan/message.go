@@ -133,7 +133,7 @@ func (m *joolMessage) kernelError() *KernelError {
 		case typ == attrErrorCode && len(body) >= 2:
 			e.Errno = syscall.Errno(binary.NativeEndian.Uint16(body))
 		case typ == attrErrorMessage:
-			e.Message = string(bytes.TrimSpace(bytes.TrimRight(body, "\x00")))
+			e.Message = string(bytes.Join(bytes.Fields(bytes.TrimRight(body, "\x00")), []byte(" "))) // it may be of several lines
 		}
 	}
 	return e

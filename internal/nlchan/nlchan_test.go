@@ -622,12 +622,20 @@ func TestGlobalsAreTheInstances(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := nlchan.Globals{
-			Pool6: newPool6(t, "2001:db8:122:344::/64"), Timeouts: timeouts,
-			FlushASAP: true, FlushDeadline: 2000, Capacity: 512, MaxPayload: 1452, MaxSessionsPerPacket: 10,
+		want := nlchan.Globals{Pool6: newPool6(t, "2001:db8:122:344::/64"), Timeouts: timeouts}
+		v := c.Module().Version
+		for k, value := range map[nlchan.Knob]uint32{
+			nlchan.SSEnabled: 0, nlchan.SSFlushASAP: 1, nlchan.SSFlushDeadline: 2000, nlchan.SSCapacity: 512,
+			nlchan.SSMaxPayload: 1452, nlchan.SSMaxSessionsPerPacket: 10,
+		} {
+			if k == nlchan.SSMaxSessionsPerPacket && v.Less(4, 1, 11) {
+				continue
+			}
+			want.Set(k, value)
 		}
-		if c.Module().Version.Less(4, 1, 11) {
-			want.MaxSessionsPerPacket = 0
+		if !v.Less(4, 1, 13) {
+			want.Set(nlchan.SSFlushASAP, 0)
+			want.Set(nlchan.SSMaxSessionsPerPacket, 36)
 		}
 		if got != want {
 			t.Errorf("got %+v, want %+v", got, want)
@@ -744,32 +752,180 @@ func TestStatsGoByTheModulesNumbers(t *testing.T) {
 	forEachModule(t, func(t *testing.T, version string) {
 		_, i, c := dial(t, version)
 		i.Put(sessionsOf(session.TCP, 7)...)
-		before, err := c.Stats(t.Context())
-		if err != nil {
-			t.Fatal(err)
+		i.AddBIB(nlchantest.StaticBIB{BIBEntry: bibEntry(session.UDP, 1), Static: true})
+		i.CountTranslated(11)
+		i.CountDropped(13)
+		want := nlchan.Stats{BIBs: 8, Sessions: 7, Translated: 11}
+		if !c.Module().Version.Less(4, 1, 12) {
+			want.CountsSync, want.Dropped, want.Advertisements = true, 13, 1
+			if err := c.Advertise(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 		}
-		if before.Sessions() != 7 || before.BIBs() != 1004 || len(before.Raw) != 92 {
-			t.Errorf("got %d sessions, %d BIB entries, %d counters", before.Sessions(), before.BIBs(), len(before.Raw))
-		}
-		_, counts := before.Dropped()
-		if want := !c.Module().Version.Less(4, 1, 12); counts != want {
-			t.Errorf("dropped announcements are counted: %t, want %t", counts, want)
-		}
-		if !counts {
-			return
-		}
-		if err := c.Advertise(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		after, err := c.Stats(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		was, _ := before.Advertisements()
-		if is, ok := after.Advertisements(); !ok || is != was+1 {
-			t.Errorf("%d advertisements after %d and one more", is, was)
+		if got, err := c.Stats(t.Context()); err != nil || got != want {
+			t.Errorf("got %+v, %v, want %+v", got, err, want)
 		}
 	})
+}
+
+func TestUpdateChangesWhatItIsGivenAndNothingElse(t *testing.T) {
+	forEachModule(t, func(t *testing.T, version string) {
+		_, _, c := dial(t, version)
+		ctx := t.Context()
+		want, err := c.Globals(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Update(ctx, nlchan.Settings{}); err != nil {
+			t.Errorf("nothing: %v", err)
+		}
+		for k := range want.All() {
+			var change nlchan.Settings
+			value := uint32(70_000 + int(k))
+			if k == nlchan.SSEnabled || k == nlchan.SSFlushASAP {
+				was, _ := want.Get(k)
+				value = 1 - was
+			}
+			change.Set(k, value)
+			want.Set(k, value)
+			if err := c.Update(ctx, change); err != nil {
+				t.Errorf("%s: %v", k, err)
+			}
+			want.SyncEnabled = false
+			if got, err := c.Globals(ctx); err != nil || got != want {
+				t.Errorf("%s: got %+v, %v, want %+v", k, got, err, want)
+			}
+		}
+		var all nlchan.Settings
+		all.Set(nlchan.SSEnabled, 1)
+		all.Set(nlchan.SSFlushDeadline, 20)
+		all.Set(nlchan.SSCapacity, 16384)
+		if err := c.Update(ctx, all); err != nil {
+			t.Error(err)
+		}
+		got, err := c.Globals(ctx)
+		for k, value := range all.All() {
+			if is, ok := got.Get(k); !ok || is != value {
+				t.Errorf("%s is %d (%t), want %d, %v", k, is, ok, value, err)
+			}
+		}
+		if !got.SyncEnabled {
+			t.Error("synchronization is off")
+		}
+	})
+}
+
+func TestUpdateSaysWhyNot(t *testing.T) {
+	_, i, c := dial(t, "4.1.9")
+	ctx := t.Context()
+	var s nlchan.Settings
+	s.Set(nlchan.SSMaxSessionsPerPacket, 20)
+	if err := c.Update(ctx, s); !errors.Is(err, nlchan.ErrNoKnob) || !strings.Contains(err.Error(), "4.1.9 has no ss-max-sessions-per-packet") {
+		t.Errorf("a setting of later versions: %v", err)
+	}
+	s = nlchan.Settings{}
+	s.Set(nlchan.SSEnabled, 2)
+	if err := c.Update(ctx, s); err == nil || !strings.Contains(err.Error(), "ss-enabled is 0 or 1, not 2") {
+		t.Errorf("neither on nor off: %v", err)
+	}
+	i.Put(sessionsOf(session.UDP, 1)...)
+	i.AddPool4(nlchan.Pool4Entry{Range: session.Range{Proto: session.UDP, Prefix: netip.MustParsePrefix("198.51.100.1/32"), MaxPort: 65535}})
+	s = nlchan.Settings{}
+	s.Set(nlchan.SSCapacity, 16384)
+	err := c.Update(ctx, s)
+	if !errors.Is(err, nlchan.ErrOutsidePool4) || !strings.Contains(err.Error(), "192.0.2.0#0") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("with a mask outside of pool4: %v", err)
+	}
+	if g, err := c.Globals(ctx); err != nil || !g.SyncEnabled || g.Settings != defaults(t) {
+		t.Errorf("a refused change left %+v, %v", g, err)
+	}
+}
+
+// defaults are an instance's of 4.1.9.
+func defaults(t *testing.T) nlchan.Settings {
+	_, _, c := dial(t, "4.1.9")
+	g, err := c.Globals(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g.Settings
+}
+
+func bibEntry(proto session.Proto, n int) nlchan.BIBEntry {
+	return nlchan.BIBEntry{
+		Proto: proto,
+		Src6:  netip.AddrPortFrom(netip.MustParseAddr("2001:db8::8"), uint16(n)),
+		Src4:  netip.AddrPortFrom(netip.MustParseAddr("192.0.2.0"), uint16(n)),
+	}
+}
+
+func TestABIBEntryIsRemovedWithItsSessionsAndNoOther(t *testing.T) {
+	forEachModule(t, func(t *testing.T, version string) {
+		_, i, c := dial(t, version)
+		remove := func(e nlchan.BIBEntry) error { return c.RemoveBIB(t.Context(), e.Proto, e.Src6, e.Src4) }
+		for _, proto := range session.Protos {
+			ss := sessionsOf(proto, 40)
+			second := ss[30]
+			second.Dst4[3]++
+			i.Put(append(ss, second)...)
+		}
+		for _, proto := range session.Protos {
+			for _, n := range []int{30, 0} { // before port 0 there is another address
+				if err := remove(bibEntry(proto, n)); err != nil {
+					t.Errorf("%s: %v", proto, err)
+				}
+				if err := remove(bibEntry(proto, n)); !errors.Is(err, nlchan.ErrNoBIB) {
+					t.Errorf("%s: a second time: %v", proto, err)
+				}
+			}
+			other := bibEntry(proto, 5)
+			other.Src6 = netip.MustParseAddrPort("[2001:db8::9]:5")
+			if err := remove(other); !errors.Is(err, nlchan.ErrNoBIB) {
+				t.Errorf("%s: one with another IPv6 side: %v", proto, err)
+			}
+		}
+		left := i.Table()
+		for _, s := range left {
+			if s.Src4Port == 30 || s.Src4Port == 0 {
+				t.Errorf("%+v is left", s)
+			}
+		}
+		if len(left) != 3*38 {
+			t.Errorf("%d sessions are left, want %d", len(left), 3*38)
+		}
+	})
+}
+
+func TestAStaticBIBEntryIsNotRemoved(t *testing.T) {
+	forEachModule(t, func(t *testing.T, version string) {
+		_, i, c := dial(t, version)
+		e := bibEntry(session.TCP, 0)
+		i.AddBIB(nlchantest.StaticBIB{BIBEntry: e, Static: true})
+		i.Put(sessionsOf(session.TCP, 100)...)
+		err := c.RemoveBIB(t.Context(), e.Proto, e.Src6, e.Src4)
+		if !errors.Is(err, nlchan.ErrStaticBIB) || !strings.Contains(err.Error(), "`jool -i edge bib remove`") {
+			t.Errorf("got %v", err)
+		}
+		if n := len(i.Table()); n != 100 {
+			t.Errorf("%d sessions are left", n)
+		}
+	})
+}
+
+func TestRemoveBIBTakesNoOtherAddressesThanTheTablesKinds(t *testing.T) {
+	_, _, c := dial(t, "4.1.15")
+	six, four := netip.MustParseAddrPort("[2001:db8::8]:1"), netip.MustParseAddrPort("192.0.2.1:1")
+	for _, test := range []struct {
+		proto session.Proto
+		a, b  netip.AddrPort
+	}{
+		{session.TCP, four, four}, {session.TCP, six, six}, {3, six, four}, {session.UDP, netip.AddrPort{}, four}, {session.UDP, six, netip.AddrPort{}},
+		{session.ICMP, netip.MustParseAddrPort("[::ffff:192.0.2.1]:1"), four}, {session.UDP, six, netip.MustParseAddrPort("0.0.0.0:0")},
+	} {
+		if err := c.RemoveBIB(t.Context(), test.proto, test.a, test.b); err == nil || errors.Is(err, nlchan.ErrNoBIB) {
+			t.Errorf("%+v: %v", test, err)
+		}
+	}
 }
 
 func TestAdvertisementsAreHeardWhereTheModuleMakesThem(t *testing.T) {

@@ -7,13 +7,16 @@ const (
 	opInstanceHello  = 2
 	opStatsForeach   = 7
 	opGlobalForeach  = 8
+	opGlobalUpdate   = 9
 	opPool4Foreach   = 18
 	opBIBForeach     = 22
+	opBIBRemove      = 24
 	opSessionForeach = 25
 )
 
 // Attributes that every module numbers alike.
 const (
+	attrGlobals        = 2 // JNLAR_GLOBALS
 	attrSessionEntries = 7 // JNLAR_SESSION_ENTRIES
 
 	attrErrorCode    = 1 // JNLAERR_*
@@ -39,32 +42,27 @@ const (
 	attrBIBProto  = 3
 	attrBIBStatic = 4
 
-	attrPool6                = 2 // JNLAG_*
-	attrTCPEst               = 20
-	attrTCPTrans             = 21
-	attrUDP                  = 22
-	attrICMP                 = 23
-	attrSyncEnabled          = 27
-	attrFlushASAP            = 28
-	attrFlushDeadline        = 29
-	attrCapacity             = 30
-	attrMaxPayload           = 31
-	attrMaxSessionsPerPacket = 32
+	attrPool6    = 2 // JNLAG_*; the others are Knobs
+	attrTCPEst   = 20
+	attrTCPTrans = 21
+	attrUDP      = 22
+	attrICMP     = 23
 
-	statBIBs     = 4 // JSTAT_*
+	statSuccess  = 3 // JSTAT_*
+	statBIBs     = 4
 	statSessions = 5
 )
 
 // numbers are those that 4.2 shifted: four operations came in before
 // JNLOP_FILE_HANDLE, and an attribute before JNLAR_OFFSET.
 type numbers struct {
-	opAdd, opAdvertise, opAck          uint8  // JNLOP_JOOLD_*
-	attrOffset, attrOffset8, attrProto uint16 // JNLAR_*
+	opAdd, opAdvertise, opAck                       uint8  // JNLOP_JOOLD_*
+	attrOffset, attrOffset8, attrOperand, attrProto uint16 // JNLAR_*
 }
 
 var (
-	numbers41 = numbers{opAdd: 27, opAdvertise: 28, opAck: 29, attrOffset: 8, attrOffset8: 9, attrProto: 11}
-	numbers42 = numbers{opAdd: 31, opAdvertise: 32, opAck: 33, attrOffset: 9, attrOffset8: 10, attrProto: 12}
+	numbers41 = numbers{opAdd: 27, opAdvertise: 28, opAck: 29, attrOffset: 8, attrOffset8: 9, attrOperand: 10, attrProto: 11}
+	numbers42 = numbers{opAdd: 31, opAdvertise: 32, opAck: 33, attrOffset: 9, attrOffset8: 10, attrOperand: 11, attrProto: 12}
 )
 
 // maxAttr42 is JNLAR_MAX of 4.2, by which it is told: its release candidates
@@ -95,7 +93,7 @@ func (d *dialect) magic() bool { return d.header >= len(joolMagic)+joolHeader }
 // where the module does not count them.
 func (d *dialect) syncStats() (dropped, advertised uint8) {
 	switch {
-	case d.version.Less(4, 1, 12):
+	case !d.version.since(12):
 		return 0, 0
 	case d.is42:
 		return 87, 90

@@ -78,7 +78,7 @@ func (c *Conn) Advertise(ctx context.Context) error {
 	const op = "advertise the sessions"
 	// The order is not even harmless there: all later messages would be sent
 	// half empty.
-	if c.version.Less(4, 1, 11) {
+	if !c.version.since(11) {
 		return c.fail(op, fmt.Errorf("version %s: %w", c.version, ErrCannotAdvertise))
 	}
 	if _, err := c.ask(ctx, c.opAdvertise, make([]byte, answerSize)); err != nil {
@@ -267,6 +267,87 @@ func (c *Conn) StaticBIB(ctx context.Context) ([]BIBEntry, error) {
 	return bib, nil
 }
 
+// RemoveBIB takes a dynamic entry out of the BIB, and its sessions with it. Both
+// sides must be the entry's: ErrNoBIB when there is none such, ErrStaticBIB when
+// it is the operator's, which stays.
+func (c *Conn) RemoveBIB(ctx context.Context, proto session.Proto, src6, src4 netip.AddrPort) error {
+	op := fmt.Sprintf("remove the %s BIB entry %s - %s", proto, src6, src4)
+	e := BIBEntry{Proto: proto, Src6: src6, Src4: src4}
+	err := e.validate()
+	if err == nil {
+		err = c.removeBIB(ctx, e)
+	}
+	if err != nil {
+		return c.fail(op, err)
+	}
+	return nil
+}
+
+func (c *Conn) removeBIB(ctx context.Context, e BIBEntry) error {
+	// BIB_RM does not tell static entries from others; a dump does, and may
+	// start anywhere.
+	buf := make([]byte, answerSize)
+	offset := e
+	if offset.Src4 = netip.AddrPortFrom(e.Src4.Addr(), e.Src4.Port()-1); e.Src4.Port() == 0 {
+		offset.Src4 = netip.AddrPortFrom(e.Src4.Addr().Prev(), math.MaxUint16)
+	}
+	at, err := offset.marshal()
+	if err != nil {
+		return err
+	}
+	m, err := c.ask(ctx, opBIBForeach, buf, netlink.Attribute{Type: c.attrOffset | netlink.Nested, Data: at})
+	if err != nil {
+		return err
+	}
+	for _, entry := range attributes(m.attrs) {
+		static := find(entry, attrBIBStatic)
+		if len(static) != 1 || static[0] == 0 {
+			continue
+		}
+		var found BIBEntry
+		if err := decode(entry, found.decode); err != nil {
+			return err
+		}
+		if found == e {
+			return ErrStaticBIB
+		}
+	}
+
+	operand, err := e.marshal()
+	if err == nil {
+		_, err = c.ask(ctx, opBIBRemove, buf, netlink.Attribute{Type: c.attrOperand | netlink.Nested, Data: operand})
+	}
+	return err
+}
+
+func (e *BIBEntry) validate() error {
+	switch {
+	case e.Proto > session.ICMP:
+		return fmt.Errorf("%d is no protocol", e.Proto)
+	case !e.Src6.Addr().Is6() || e.Src6.Addr().Is4In6():
+		return fmt.Errorf("%s is no IPv6 transport address", e.Src6)
+	case !e.Src4.Addr().Is4() || e.Src4.Addr().IsUnspecified():
+		return fmt.Errorf("%s is no IPv4 transport address", e.Src4)
+	}
+	return nil
+}
+
+// marshal is the entry as the module wants it.
+func (e *BIBEntry) marshal() ([]byte, error) {
+	ae := netlink.NewAttributeEncoder()
+	transport := func(a netip.AddrPort) func(*netlink.AttributeEncoder) error {
+		return func(ae *netlink.AttributeEncoder) error {
+			ae.Bytes(attrTransportAddr, a.Addr().AsSlice())
+			ae.Uint16(attrTransportPort, a.Port())
+			return nil
+		}
+	}
+	ae.Nested(attrBIBSrc6, transport(e.Src6))
+	ae.Nested(attrBIBSrc4, transport(e.Src4))
+	ae.Uint8(attrBIBProto, uint8(e.Proto))
+	return ae.Encode()
+}
+
 func (e *BIBEntry) decode(ad *netlink.AttributeDecoder) error {
 	for ad.Next() {
 		switch ad.Type() {
@@ -315,7 +396,7 @@ func (c *Conn) scan(ctx context.Context, op uint8, each func(id uint8, ad *netli
 		from := last
 		err = decode(m.attrs, func(ad *netlink.AttributeDecoder) error {
 			for ad.Next() {
-				if len(ad.Bytes()) == 0 || ad.Type() > math.MaxUint8 { // padding, or none of Jool's
+				if len(ad.Bytes()) == 0 || ad.Type() == 0 || ad.Type() > math.MaxUint8 { // padding, or none of Jool's
 					continue
 				}
 				last = uint8(ad.Type())
@@ -336,98 +417,39 @@ func (c *Conn) scan(ctx context.Context, op uint8, each func(id uint8, ad *netli
 	}
 }
 
-// Globals are the instance's settings that concern session synchronization.
-type Globals struct {
-	Pool6       session.Pool6
-	Timeouts    session.Timeouts
-	SyncEnabled bool // ss-enabled
-
-	FlushASAP            bool   // ss-flush-asap; acts up to 4.1.12
-	FlushDeadline        uint32 // ss-flush-deadline, ms
-	Capacity             uint32 // ss-capacity, sessions
-	MaxPayload           uint32 // ss-max-payload, bytes; acts up to 4.1.10
-	MaxSessionsPerPacket uint32 // ss-max-sessions-per-packet; 0 before 4.1.11, which has none
-}
-
-// Globals reads the settings.
-func (c *Conn) Globals(ctx context.Context) (Globals, error) {
-	const op = "read the settings"
-	var g Globals
-	var pool6 netip.Prefix
-	var seen uint64
-	err := c.scan(ctx, opGlobalForeach, func(id uint8, ad *netlink.AttributeDecoder) {
-		if id < 64 {
-			seen |= 1 << id
-		}
-		switch id {
-		case attrPool6:
-			ad.Nested(decodePrefix(&pool6))
-		case attrTCPEst:
-			g.Timeouts.TCPEst = ad.Uint32()
-		case attrTCPTrans:
-			g.Timeouts.TCPTrans = ad.Uint32()
-		case attrUDP:
-			g.Timeouts.UDP = ad.Uint32()
-		case attrICMP:
-			g.Timeouts.ICMP = ad.Uint32()
-		case attrSyncEnabled:
-			g.SyncEnabled = ad.Uint8() != 0
-		case attrFlushASAP:
-			g.FlushASAP = ad.Uint8() != 0
-		case attrFlushDeadline:
-			g.FlushDeadline = ad.Uint32()
-		case attrCapacity:
-			g.Capacity = ad.Uint32()
-		case attrMaxPayload:
-			g.MaxPayload = ad.Uint32()
-		case attrMaxSessionsPerPacket:
-			g.MaxSessionsPerPacket = ad.Uint32()
-		}
-	})
-	if err != nil {
-		return Globals{}, c.fail(op, err)
-	}
-	const needed = 1<<attrPool6 | 1<<attrTCPEst | 1<<attrTCPTrans | 1<<attrUDP | 1<<attrICMP | 1<<attrSyncEnabled
-	if seen&needed != needed {
-		return Globals{}, c.fail(op, errBadAnswer)
-	}
-	if g.Pool6, err = session.NewPool6(pool6); err != nil {
-		return Globals{}, c.fail(op, err)
-	}
-	return g, nil
-}
-
-// Stats are the instance's counters.
+// Stats are the instance's counters, since it was made.
 type Stats struct {
-	// Raw holds them all, by the numbers (jool_stat_id) of the module's version.
-	Raw map[uint8]uint64
+	BIBs       uint64 // entries that the BIB has now
+	Sessions   uint64 // sessions that there are now
+	Translated uint64 // packets translated and sent, both ways (JSTAT_SUCCESS)
 
-	dropped, advertised uint8
+	CountsSync     bool   // the module counts what follows: since 4.1.12
+	Dropped        uint64 // announcements that the full queue dropped (JSTAT_JOOLD_SSS_ENOSPC)
+	Advertisements uint64 // times that the module was made to announce its whole table (JSTAT_JOOLD_ADS)
 }
-
-// BIBs is how many entries the BIB has.
-func (s *Stats) BIBs() uint64 { return s.Raw[statBIBs] }
-
-// Sessions is how many sessions there are.
-func (s *Stats) Sessions() uint64 { return s.Raw[statSessions] }
-
-// Dropped is how many announcements the module dropped because its queue was
-// full. Modules count them since 4.1.12: ok is false before.
-func (s *Stats) Dropped() (n uint64, ok bool) { return s.Raw[s.dropped], s.dropped != 0 }
-
-// Advertisements is how many times the module was made to announce its whole
-// table. Modules count them since 4.1.12: ok is false before.
-func (s *Stats) Advertisements() (n uint64, ok bool) { return s.Raw[s.advertised], s.advertised != 0 }
 
 // Stats reads the counters.
-func (c *Conn) Stats(ctx context.Context) (*Stats, error) {
-	s := &Stats{Raw: make(map[uint8]uint64)}
-	s.dropped, s.advertised = c.syncStats()
+func (c *Conn) Stats(ctx context.Context) (Stats, error) {
+	const op = "read the counters"
+	raw := make(map[uint8]uint64)
 	err := c.scan(ctx, opStatsForeach, func(id uint8, ad *netlink.AttributeDecoder) {
-		s.Raw[id] = ad.Uint64()
+		raw[id] = ad.Uint64()
 	})
 	if err != nil {
-		return nil, c.fail("read the counters", err)
+		return Stats{}, c.fail(op, err)
+	}
+	whole := true
+	get := func(id uint8) uint64 {
+		n, ok := raw[id]
+		whole = whole && ok
+		return n
+	}
+	s := Stats{BIBs: get(statBIBs), Sessions: get(statSessions), Translated: get(statSuccess)}
+	if dropped, advertised := c.syncStats(); dropped != 0 {
+		s.CountsSync, s.Dropped, s.Advertisements = true, get(dropped), get(advertised)
+	}
+	if !whole {
+		return Stats{}, c.fail(op, errBadAnswer)
 	}
 	return s, nil
 }

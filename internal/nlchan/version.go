@@ -58,12 +58,18 @@ func (v Version) Less(major, minor, revision uint8) bool {
 // themselves 4.1.255.
 func (v Version) Candidate42() bool { return v.Major == 4 && v.Minor == 1 && v.Revision == 255 }
 
+// since tells whether v has what release 4.1.revision brought, from 4.1.11 on.
+// The candidates before rc3, 4.1.255.2 and .3, have none of it.
+func (v Version) since(revision uint8) bool {
+	return !v.Less(4, 1, revision) && !(v.Candidate42() && v.Dev < 5)
+}
+
 // Encoding is the one in which the module speaks of sessions on the channel.
 func (v Version) Encoding() session.Encoding {
 	switch {
-	case v.Less(4, 1, 12), v.Candidate42() && v.Dev < 5: // those before rc3, which call themselves 4.1.255.2 and .3
+	case !v.since(12):
 		return session.Enc4111
-	case v.Less(4, 1, 13):
+	case !v.since(13):
 		return session.Enc4112
 	}
 	return session.Enc4113

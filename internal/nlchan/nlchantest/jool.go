@@ -5,11 +5,14 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
+	"maps"
+	"net/netip"
 	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"joold/internal/nlchan"
 	"joold/internal/session"
 )
 
@@ -124,8 +127,10 @@ const (
 	opHello          = 2
 	opStatsForeach   = 7
 	opGlobalForeach  = 8
+	opGlobalUpdate   = 9
 	opPool4Foreach   = 18
 	opBIBForeach     = 22
+	opBIBRemove      = 24
 	opSessionForeach = 25
 	opAdd            = 27
 	opAdvertise      = 28
@@ -144,9 +149,9 @@ func (k *Kernel) operation(op uint8) uint8 {
 }
 
 func (i *Instance) handle(op uint8, root map[uint16][]byte) (answer Answer, silent bool) {
-	offset, offset8, proto := uint16(8), uint16(9), uint16(11)
+	offset, offset8, operand, proto := uint16(8), uint16(9), uint16(10), uint16(11)
 	if i.k.is42() {
-		offset, offset8, proto = 9, 10, 12
+		offset, offset8, operand, proto = 9, 10, 11, 12
 	}
 	from := root[offset|unix.NLA_F_NESTED]
 	if root[offset] != nil {
@@ -159,22 +164,24 @@ func (i *Instance) handle(op uint8, root map[uint16][]byte) (answer Answer, sile
 	disabled := Answer{Errno: unix.EINVAL, Message: "Session sync is disabled on this instance.\n"}
 	switch op {
 	case opAck:
-		if i.sync {
+		if i.knobs[ssEnabled] != 0 {
 			i.acks++
 		}
 		return Answer{}, true
 	case opAdd:
-		if !i.sync {
+		if i.knobs[ssEnabled] == 0 {
 			return disabled, false
 		}
 		return i.add(root[7|unix.NLA_F_NESTED])
 	case opAdvertise:
-		if !i.sync {
+		if i.knobs[ssEnabled] == 0 {
 			return disabled, false
 		}
 		return i.advertise(), false
 	case opGlobalForeach:
 		return page8(i.globals(), root[offset8]), false
+	case opGlobalUpdate:
+		return i.update(root[2|unix.NLA_F_NESTED]), false
 	case opStatsForeach:
 		return page8(i.stats(), root[offset8]), false
 	case opSessionForeach:
@@ -190,20 +197,9 @@ func (i *Instance) handle(op uint8, root map[uint16][]byte) (answer Answer, sile
 		}
 		return pageEntries(entries, from), false
 	case opBIBForeach:
-		var entries [][]byte
-		for _, e := range i.bib {
-			if e.Proto == table {
-				static := uint8(0)
-				if e.Static {
-					static = 1
-				}
-				src6 := slices.Concat(attr(1, e.Src6.Addr().AsSlice()), attr16(2, e.Src6.Port()))
-				src4 := slices.Concat(attr(1, e.Src4.Addr().AsSlice()), attr16(2, e.Src4.Port()))
-				entries = append(entries, slices.Concat(attr(1|unix.NLA_F_NESTED, src6), attr(2|unix.NLA_F_NESTED, src4),
-					attr8(3, uint8(e.Proto)), attr8(4, static)))
-			}
-		}
-		return pageEntries(entries, from), false
+		return i.pageBIB(table, from), false
+	case opBIBRemove:
+		return i.removeBIB(root[operand|unix.NLA_F_NESTED]), false
 	}
 	i.k.tb.Errorf("nlchantest: operation %d is not modelled", op)
 	return Answer{Errno: unix.EINVAL, Message: "not modelled"}, false
@@ -251,48 +247,193 @@ func page8(list []plain, from []byte) Answer {
 	return a
 }
 
+// The settings of session synchronization.
+const (
+	ssEnabled   = 27
+	ssFlushASAP = 28
+)
+
 func (i *Instance) globals() []plain {
 	prefix := slices.Concat(attr(1, i.pool6.Prefix().Addr().AsSlice()), attr8(2, uint8(i.pool6.Prefix().Bits())))
-	enabled := uint8(0)
-	if i.sync {
-		enabled = 1
-	}
 	list := []plain{
 		{1, attr8(1, 1)}, {2, attr(2|unix.NLA_F_NESTED, prefix)}, {3, attr32(3, 1280)},
 		{20, attr32(20, i.timeouts.TCPEst)}, {21, attr32(21, i.timeouts.TCPTrans)},
 		{22, attr32(22, i.timeouts.UDP)}, {23, attr32(23, i.timeouts.ICMP)},
-		{27, attr8(27, enabled)}, {28, attr8(28, 1)}, {29, attr32(29, 2000)}, {30, attr32(30, 512)}, {31, attr32(31, 1452)},
 	}
-	if !i.k.version.Less(4, 1, 11) {
-		list = append(list, plain{32, attr32(32, 10)})
+	for _, id := range slices.Sorted(maps.Keys(i.knobs)) {
+		a := attr32(id, i.knobs[id])
+		if id == ssEnabled || id == ssFlushASAP {
+			a = attr8(id, uint8(i.knobs[id]))
+		}
+		list = append(list, plain{uint8(id), a})
 	}
 	return list
 }
 
+func (i *Instance) update(attrs []byte) Answer {
+	if attrs == nil {
+		return Answer{Errno: unix.EINVAL, Message: "Request is missing a globals container.\n"}
+	}
+	values, ok := parse(attrs)
+	if !ok || len(values) == 0 {
+		i.k.tb.Errorf("nlchantest: a GLOBAL_UPDATE with % x", attrs)
+	}
+	next := maps.Clone(i.knobs)
+	for id, v := range values {
+		size := 4
+		if id == ssEnabled || id == ssFlushASAP {
+			size = 1
+		}
+		if _, ok := next[id]; !ok || len(v) != size {
+			i.k.tb.Errorf("nlchantest: Jool %s has no setting %d of %d bytes", i.k.version, id, len(v))
+			return Answer{Errno: unix.EINVAL, Message: "The 'Globals Container' attribute is malformed: "}
+		}
+		next[id] = uint32(v[0])
+		if size == 4 {
+			next[id] = binary.NativeEndian.Uint32(v)
+		}
+	}
+	if !i.k.version.Less(4, 1, 9) && len(i.pool4) > 0 {
+		for _, proto := range session.Protos {
+			for _, e := range i.bindings(proto) {
+				if !i.inPool4(e.BIBEntry) {
+					return Answer{Errno: unix.EINVAL, Message: fmt.Sprintf(
+						"%s BIB transport address '%s#%d' does not belong to pool4.\nPlease add it there first.\n", proto, e.Src4.Addr(), e.Src4.Port())}
+				}
+			}
+		}
+	}
+	i.knobs = next
+	return Answer{}
+}
+
+func (i *Instance) inPool4(e nlchan.BIBEntry) bool {
+	return slices.ContainsFunc(i.pool4, func(p nlchan.Pool4Entry) bool {
+		return p.Proto == e.Proto && p.Prefix.Contains(e.Src4.Addr()) && p.MinPort <= e.Src4.Port() && e.Src4.Port() <= p.MaxPort
+	})
+}
+
 func (i *Instance) stats() []plain {
-	ads := uint8(0)
+	known := map[uint8]uint64{
+		3: i.translated,
+		4: uint64(len(i.bindings(session.TCP)) + len(i.bindings(session.UDP)) + len(i.bindings(session.ICMP))),
+		5: uint64(len(i.sessions)),
+	}
 	switch {
-	case i.k.version.Less(4, 1, 12):
+	case i.k.version.Less(4, 1, 12), i.k.is42() && i.k.version.Dev < 5:
 	case i.k.is42():
-		ads = 90
+		known[87], known[90] = i.dropped, i.ads
 	case i.k.version.Less(4, 1, 13):
-		ads = 82
+		known[79], known[82] = i.dropped, i.ads
 	default:
-		ads = 81
+		known[78], known[81] = i.dropped, i.ads
 	}
 	var list []plain
 	for id := uint8(1); id <= 92; id++ {
-		n := 1000 + uint64(id)
-		switch id {
-		case 5:
-			n = uint64(len(i.sessions))
-		case ads:
-			n = uint64(i.ads)
+		n, ok := known[id]
+		if !ok {
+			n = 1000 + uint64(id)
 		}
 		padding := attr(93, nil)
 		list = append(list, plain{id, slices.Concat(padding, attr64(uint16(id), n))})
 	}
 	return list
+}
+
+// bindings are the BIB of one protocol, in the order of a dump: what was put
+// into it, and what the sessions belong to.
+func (i *Instance) bindings(proto session.Proto) []StaticBIB {
+	all := make(map[nlchan.BIBEntry]bool)
+	for _, s := range i.sessions {
+		if s.Proto == proto {
+			all[binding(&s)] = false
+		}
+	}
+	for _, e := range i.bib {
+		if e.Proto == proto {
+			all[e.BIBEntry] = e.Static
+		}
+	}
+	var list []StaticBIB
+	for e, static := range all {
+		list = append(list, StaticBIB{e, static})
+	}
+	slices.SortFunc(list, func(a, b StaticBIB) int {
+		return cmp.Or(a.Src4.Compare(b.Src4), a.Src6.Compare(b.Src6))
+	})
+	return list
+}
+
+// binding is the BIB entry of a session.
+func binding(s *session.Session) nlchan.BIBEntry {
+	return nlchan.BIBEntry{
+		Proto: s.Proto,
+		Src6:  netip.AddrPortFrom(netip.AddrFrom16(s.Src6), s.Src6Port),
+		Src4:  netip.AddrPortFrom(netip.AddrFrom4(s.Src4), s.Src4Port),
+	}
+}
+
+// pageBIB continues after the IPv4 side of from, be it there or not.
+func (i *Instance) pageBIB(proto session.Proto, from []byte) Answer {
+	var after netip.AddrPort
+	if from != nil {
+		e, ok := parseBIB(from)
+		if !ok {
+			return Answer{Errno: unix.EINVAL, Message: "The 'Iteration offset' attribute is malformed"}
+		}
+		proto, after = e.Proto, e.Src4
+	}
+	var entries [][]byte
+	for _, e := range i.bindings(proto) {
+		if e.Src4.Compare(after) <= 0 {
+			continue
+		}
+		static := uint8(0)
+		if e.Static {
+			static = 1
+		}
+		src6 := slices.Concat(attr(1, e.Src6.Addr().AsSlice()), attr16(2, e.Src6.Port()))
+		src4 := slices.Concat(attr(1, e.Src4.Addr().AsSlice()), attr16(2, e.Src4.Port()))
+		entries = append(entries, slices.Concat(attr(1|unix.NLA_F_NESTED, src6), attr(2|unix.NLA_F_NESTED, src4),
+			attr8(3, uint8(e.Proto)), attr8(4, static)))
+	}
+	return pageEntries(entries, nil)
+}
+
+// parseBIB wants both sides and the protocol.
+func parseBIB(b []byte) (e nlchan.BIBEntry, ok bool) {
+	attrs, ok := parse(b)
+	if !ok || len(attrs[3]) != 1 {
+		return e, false
+	}
+	e.Proto = session.Proto(attrs[3][0])
+	for typ, side := range map[uint16]*netip.AddrPort{1: &e.Src6, 2: &e.Src4} {
+		a, ok := parse(attrs[typ|unix.NLA_F_NESTED])
+		addr, whole := netip.AddrFromSlice(a[1])
+		if !ok || !whole || len(a[2]) != 2 {
+			return e, false
+		}
+		*side = netip.AddrPortFrom(addr, binary.NativeEndian.Uint16(a[2]))
+	}
+	return e, e.Src6.Addr().Is6() && e.Src4.Addr().Is4() && e.Proto <= session.ICMP
+}
+
+// removeBIB removes also what is static, as the module does.
+func (i *Instance) removeBIB(operand []byte) Answer {
+	e, ok := parseBIB(operand)
+	if !ok {
+		i.k.tb.Errorf("nlchantest: a BIB_RM of % x", operand)
+		return Answer{Errno: unix.EINVAL, Message: "The 'BIB entry' attribute is malformed"}
+	}
+	if !slices.ContainsFunc(i.bindings(e.Proto), func(b StaticBIB) bool { return b.BIBEntry == e }) {
+		if i.k.is42() {
+			return Answer{Errno: unix.ESRCH, Message: "Entry not found.\n"}
+		}
+		return Answer{Errno: unix.ESRCH, Message: "The entry wasn't in the database.\n"}
+	}
+	i.bib = slices.DeleteFunc(i.bib, func(b StaticBIB) bool { return b.BIBEntry == e })
+	maps.DeleteFunc(i.sessions, func(_ session.Key, s session.Session) bool { return binding(&s) == e })
+	return Answer{}
 }
 
 func (i *Instance) add(entries []byte) (answer Answer, silent bool) {
@@ -302,13 +443,43 @@ func (i *Instance) add(entries []byte) (answer Answer, silent bool) {
 	}
 	sessions, report := session.Decode(nil, entries, i.pool6)
 	i.adds = append(i.adds, sessions)
-	for _, s := range sessions {
-		i.sessions[s.Key()] = s
-	}
+	i.insert(sessions)
 	if report.Encoding != i.k.version.Encoding() || report.Swapped || report.BadTotal() > 0 || report.End != len(entries) {
 		return Answer{Errno: unix.EINVAL, Message: "Invalid request: Session size"}, false
 	}
 	return Answer{}, true
+}
+
+// insert puts sessions into the table as the module does where they collide: it
+// keeps an IPv4 side for who has it, and an IPv6 side under the IPv4 one that it
+// has.
+func (i *Instance) insert(sessions []session.Session) {
+	type side struct {
+		proto session.Proto
+		addr  netip.AddrPort
+	}
+	by6, by4 := make(map[side]nlchan.BIBEntry), make(map[side]nlchan.BIBEntry)
+	bind := func(e nlchan.BIBEntry) {
+		by6[side{e.Proto, e.Src6}], by4[side{e.Proto, e.Src4}] = e, e
+	}
+	for _, proto := range session.Protos {
+		for _, e := range i.bindings(proto) {
+			bind(e.BIBEntry)
+		}
+	}
+	for _, s := range sessions {
+		e := binding(&s)
+		if has, ok := by6[side{e.Proto, e.Src6}]; ok && has != e {
+			s.Src4, s.Src4Port = has.Src4.Addr().As4(), has.Src4.Port()
+			if s.Proto == session.ICMP {
+				s.Dst4Port = s.Src4Port
+			}
+		} else if has, ok := by4[side{e.Proto, e.Src4}]; ok && has != e {
+			continue
+		}
+		bind(binding(&s))
+		i.sessions[s.Key()] = s
+	}
 }
 
 func (i *Instance) advertise() Answer {

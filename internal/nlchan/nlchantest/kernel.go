@@ -111,13 +111,14 @@ type Instance struct {
 
 	pool6    session.Pool6
 	timeouts session.Timeouts
-	sync     bool
+	knobs    map[uint16]uint32 // ss-enabled and the like, by their attributes' types
 	pool4    []nlchan.Pool4Entry
 	bib      []StaticBIB
 	sessions map[session.Key]session.Session
 	acks     int
 	adds     [][]session.Session
-	ads      int
+
+	translated, dropped, ads uint64
 }
 
 // StaticBIB is a BIB entry, static or not.
@@ -139,8 +140,13 @@ func (k *Kernel) AddInstance(name, pool6 string) *Instance {
 	i := &Instance{
 		k: k, name: name, mark: 0xa5, pool6: p,
 		timeouts: session.DefaultTimeouts,
-		sync:     true,
+		knobs:    map[uint16]uint32{27: 1, 28: 1, 29: 2000, 30: 512, 31: 1452},
 		sessions: make(map[session.Key]session.Session),
+	}
+	if k.version.Encoding() == session.Enc4113 {
+		i.knobs[28], i.knobs[32] = 0, 36
+	} else if !k.version.Less(4, 1, 11) && !k.is42() {
+		i.knobs[32] = 10
 	}
 	k.instances[name] = i
 	return i
@@ -157,7 +163,10 @@ func (k *Kernel) RemoveInstance(name string) {
 func (i *Instance) SetSync(on bool) {
 	i.k.mu.Lock()
 	defer i.k.mu.Unlock()
-	i.sync = on
+	i.knobs[ssEnabled] = 0
+	if on {
+		i.knobs[ssEnabled] = 1
+	}
 }
 
 // SetTimeouts is `jool global update` of all four.
@@ -199,6 +208,20 @@ func (i *Instance) Table() []session.Session {
 		table = append(table, i.table(proto)...)
 	}
 	return table
+}
+
+// CountTranslated adds to the packets that the instance has translated.
+func (i *Instance) CountTranslated(packets uint64) {
+	i.k.mu.Lock()
+	defer i.k.mu.Unlock()
+	i.translated += packets
+}
+
+// CountDropped adds to the announcements that the instance's full queue dropped.
+func (i *Instance) CountDropped(sessions uint64) {
+	i.k.mu.Lock()
+	defer i.k.mu.Unlock()
+	i.dropped += sessions
 }
 
 // ACKs is how many acknowledgements the instance got.
