@@ -59,7 +59,7 @@ type Config struct {
 type Conn struct {
 	group   netip.AddrPort
 	in, out device
-	routes  *router // only where the kernel chooses in
+	routes  *router // only where the kernel chooses
 	joined  int     // the index of in, also where the kernel has chosen it
 	read    *net.UDPConn
 	write   *net.UDPConn // read, unless in and out differ

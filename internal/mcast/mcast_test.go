@@ -301,8 +301,15 @@ func TestTheMTUBoundsThePayload(t *testing.T) {
 func TestTheRoutesMTUBoundsThePayload(t *testing.T) {
 	j, _ := pair(t)
 	j.IP("route add 239.0.0.0/8 dev eth2 mtu 1400")
-	if got := open(t, j, byEth24).MaxPayload(); got != 1372 {
-		t.Errorf("payload of %d bytes, want 1372", got)
+	for _, cfg := range []Config{byEth24, {Group: group4, TTL: 1}} {
+		c := open(t, j, cfg)
+		if got := c.MaxPayload(); got != 1372 {
+			t.Errorf("payload of %d bytes, want 1372", got)
+		}
+		send(t, c, strings.Repeat("x", c.MaxPayload()))
+		if err := c.Write(make([]byte, 1373)); !errors.Is(err, ErrTooBig) {
+			t.Errorf("1373 bytes: %v", err)
+		}
 	}
 }
 

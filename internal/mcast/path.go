@@ -68,7 +68,7 @@ func (c *Conn) Check() (Change, error) {
 // checkMembership tells whether the group is still heard where it would be
 // joined now.
 func (c *Conn) checkMembership() (Change, error) {
-	if c.routes != nil {
+	if c.in.index == 0 {
 		now, err := c.routes.device(c.group.Addr())
 		switch {
 		case err != nil:
@@ -88,6 +88,11 @@ func (c *Conn) checkMembership() (Change, error) {
 // what the kernel tells the path's MTU and source address by; it stays open
 // since it belongs to the network namespace that Open was called in.
 func (c *Conn) openProbe() (err error) {
+	if c.in.index == 0 || c.out.index == 0 {
+		if c.routes, err = openRouter(); err != nil {
+			return c.fail("find the path to", "", err)
+		}
+	}
 	if c.probe, err = udpSocket(c.group.Addr(), nil); err == nil {
 		err = c.sendThrough(c.probe)
 	}
@@ -132,6 +137,17 @@ func (c *Conn) findPath(fd int) (path, error) {
 	if _, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd),
 		uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec)); errno != 0 {
 		return path{}, os.NewSyscallError("disconnect", errno)
+	}
+	if c.out.index == 0 && c.group.Addr().Is4() {
+		// Left alone, connect looks the route up again by the source address it
+		// has found, which leads to the interface, past the route and its MTU.
+		index, err := c.routes.device(c.group.Addr())
+		if err == nil {
+			err = unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_IF, &unix.IPMreqn{Ifindex: int32(index)})
+		}
+		if err != nil {
+			return path{}, os.NewSyscallError("find the route", err)
+		}
 	}
 	if err := unix.Connect(fd, sockaddr(c.group, c.out)); err != nil {
 		return path{}, os.NewSyscallError("connect", err)

@@ -122,10 +122,7 @@ func (c *Conn) multicaster(conn *net.UDPConn) (m multicaster, setTTL func(int) e
 func (c *Conn) join() (err error) {
 	in := c.in
 	if in.index == 0 {
-		if c.routes, err = openRouter(); err == nil {
-			in.index, err = c.routes.device(c.group.Addr())
-		}
-		if err != nil {
+		if in.index, err = c.routes.device(c.group.Addr()); err != nil {
 			return err
 		}
 	}
