@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -59,17 +61,98 @@ func read(t *testing.T, path string) string {
 func TestSystemdTakesTheUnitAndFindsItLittleExposed(t *testing.T) {
 	// It wants to see the program that the unit starts.
 	unit := strings.Replace(read(t, dir+"/systemd/joold@.service"), "/usr/local/bin/joold", "/bin/true", 1)
-	netns := strings.Replace(read(t, dir+"/systemd/netns.conf"), "#Network", "Network", 1)
-	for name, dropIn := range map[string]string{"alone": "", "in a network namespace": netns} {
+	dropIns := map[string]string{"alone": ""}
+	for _, name := range []string{"netns", "group", "memory"} {
+		text := read(t, dir+"/systemd/"+name+".conf")
+		active := regexp.MustCompile("(?m)^#([A-Z][A-Za-z]+=)").ReplaceAllString(text, "$1")
+		if active == text {
+			t.Errorf("%s.conf has nothing to remove the # of", name)
+		}
+		dropIns[name] = active
+	}
+	for name, dropIn := range dropIns {
 		t.Run(name, func(t *testing.T) {
 			d := t.TempDir()
 			path := filepath.Join(d, "joold@default.service")
-			write(t, path, unit+dropIn, 0o644)
+			write(t, path, unit, 0o644)
+			if err := os.Mkdir(path+".d", 0o755); err != nil {
+				t.Fatal(err)
+			}
+			write(t, path+".d/"+name+".conf", dropIn, 0o644)
 			if out := run(t, "systemd-analyze", "verify", "--man=no", path); out != "" {
 				t.Errorf("systemd complains: %s", out)
 			}
+			// Which reads no drop-ins of a file that it is given.
+			write(t, path, unit+dropIn, 0o644)
 			run(t, "systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=20", path)
 		})
+	}
+}
+
+// systemd tells a crash from a mistake by the exit status, and Go exits with 2
+// for both unless it is told otherwise.
+func TestUnderTheUnitACrashIsNoMistakeInTheSettings(t *testing.T) {
+	unit := read(t, dir+"/systemd/joold@.service")
+	prevented := regexp.MustCompile("(?m)^RestartPreventExitStatus=(.*)$").FindStringSubmatch(unit)
+	if prevented == nil || !slices.Contains(strings.Fields(prevented[1]), "2") {
+		t.Fatalf("the unit is started again after a mistake in its settings: %q", prevented)
+	}
+	var env []string
+	for _, m := range regexp.MustCompile("(?m)^Environment=(.*)$").FindAllStringSubmatch(unit, -1) {
+		env = append(env, m[1])
+	}
+	for _, how := range []string{"panic", "abort"} { // the watchdog's signal is SIGABRT
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(env, crash+"="+how)
+		err := cmd.Run()
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || !exit.Sys().(syscall.WaitStatus).Signaled() {
+			t.Errorf("%s: it ends with %v, want a signal", how, err)
+		}
+	}
+}
+
+// crash in the environment makes this program a daemon that crashes so.
+const crash = "JOOLD_TEST_CRASH"
+
+func TestMain(m *testing.M) {
+	switch os.Getenv(crash) {
+	case "panic":
+		panic("as asked for")
+	case "abort":
+		syscall.Kill(os.Getpid(), syscall.SIGABRT)
+		select {}
+	}
+	os.Exit(m.Run())
+}
+
+func TestTheSystemComesUpAlsoWithoutAnInstanceToServe(t *testing.T) {
+	unit := strings.Replace(read(t, dir+"/systemd/joold@.service"), "/usr/local/bin/joold", "/bin/true", 1)
+	const own = "DefaultDependencies=no\n"
+	for unit, waits := range map[string]bool{unit: false, strings.Replace(unit, own, "", 1): true} {
+		d := t.TempDir()
+		wants := d + "/multi-user.target.wants"
+		write(t, d+"/joold@.service", unit, 0o644)
+		if err := os.Mkdir(wants, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink("../joold@.service", wants+"/joold@default.service"); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("systemd-analyze", "verify", "--man=no", "multi-user.target")
+		cmd.Env = []string{"SYSTEMD_UNIT_PATH=" + d + ":", "SYSTEMD_LOG_LEVEL=debug"} // which shows units as it understands them
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		_, target, _ := strings.Cut(string(out), "-> Unit multi-user.target:")
+		target, _, _ = strings.Cut(target, "-> Unit")
+		if !strings.Contains(target, "Wants: joold@default.service") {
+			t.Fatalf("multi-user.target does not want the service: %s", target)
+		}
+		if got := strings.Contains(target, "After: joold@default.service"); got != waits {
+			t.Errorf("multi-user.target waits for the service: %v, want %v", got, waits)
+		}
 	}
 }
 
