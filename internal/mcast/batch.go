@@ -25,6 +25,9 @@ type Datagram struct {
 	Payload []byte
 	// From is who sent it; a link-local address has its interface as zone.
 	From netip.AddrPort
+	// HopLimit is the TTL or hop limit that it arrived with, 0 to 255. Each router
+	// on the way has taken one off: 255 was sent on this link.
+	HopLimit int
 	// Truncated is set when the datagram was longer than Payload's capacity: the
 	// rest is lost.
 	Truncated bool
@@ -151,9 +154,16 @@ func (m *messages) setBuffer(i int, b []byte) {
 	m.iovs[i].SetLen(len(b))
 }
 
+// ancillary is the one control message that is asked for: the hop limit.
+type ancillary struct {
+	header unix.Cmsghdr
+	value  int32
+}
+
 type receiver struct {
 	messages
 	names [maxBatch]unix.RawSockaddrInet6 // has room for IPv4's too
+	hops  [maxBatch]ancillary
 	scope uint32                          // the last scope id seen
 	zone  string                          // its interface's name
 }
@@ -162,6 +172,7 @@ func newReceiver(conn *net.UDPConn, dev device) (*receiver, error) {
 	r := &receiver{scope: uint32(dev.index), zone: dev.name}
 	for i := range r.hdrs {
 		r.hdrs[i].hdr.Name = (*byte)(unsafe.Pointer(&r.names[i]))
+		r.hdrs[i].hdr.Control = (*byte)(unsafe.Pointer(&r.hops[i]))
 	}
 	return r, r.init(conn, unix.SYS_RECVMMSG)
 }
@@ -174,11 +185,13 @@ func (r *receiver) read(ds []Datagram) (int, error) {
 	for i := range r.size {
 		r.setBuffer(i, ds[i].Payload[:cap(ds[i].Payload)])
 		r.hdrs[i].hdr.Namelen = uint32(unsafe.Sizeof(r.names[i]))
+		r.hdrs[i].hdr.SetControllen(int(unsafe.Sizeof(r.hops[i])))
 	}
 	n, err := r.done(r.conn.Read(r.try))
 	for i := range n {
 		ds[i].Payload = ds[i].Payload[:r.hdrs[i].n]
 		ds[i].Truncated = r.hdrs[i].hdr.Flags&unix.MSG_TRUNC != 0
+		ds[i].HopLimit = int(r.hops[i].value)
 		ds[i].From = r.from(&r.names[i])
 	}
 	return n, err

@@ -25,6 +25,14 @@ import (
 // longer, so nothing longer is ever sent.
 const MaxDatagram = 2048
 
+// MaxReceived is the room in bytes that a received datagram needs: what fits a
+// jumbo frame. No node sends longer ones, though UDP can carry 64 KiB.
+const MaxReceived = 9216
+
+// MaxBuffer is the largest socket buffer in bytes that can be asked for: the
+// kernel doubles it, in 32 bits.
+const MaxBuffer = 1<<30 - 1
+
 // DefaultBuffer is the size of a socket buffer in bytes where Config names none.
 const DefaultBuffer = 4 << 20
 
@@ -124,9 +132,9 @@ func (c *Conn) check(cfg Config) error {
 		return errors.New("port 0: choose one from 1 to 65535")
 	case cfg.TTL < 0 || cfg.TTL > 255:
 		return fmt.Errorf("a TTL of %d: choose one from 0 to 255", cfg.TTL)
-	case cfg.ReadBuffer < 0 || cfg.WriteBuffer < 0:
-		return fmt.Errorf("socket buffers of %d and %d bytes: choose sizes above 0",
-			cfg.ReadBuffer, cfg.WriteBuffer)
+	case min(cfg.ReadBuffer, cfg.WriteBuffer) < 0 || max(cfg.ReadBuffer, cfg.WriteBuffer) > MaxBuffer:
+		return fmt.Errorf("socket buffers of %d and %d bytes: choose sizes from 1 to %d",
+			cfg.ReadBuffer, cfg.WriteBuffer, MaxBuffer)
 	}
 	return nil
 }

@@ -639,6 +639,61 @@ func TestABatchKeepsDatagramsApart(t *testing.T) {
 	}
 }
 
+func TestTheHopLimitIsThatOfArrival(t *testing.T) {
+	j, k := pair(t)
+	for _, cfg := range []Config{byEth24, byEth2} {
+		ck := open(t, k, cfg)
+		for _, ttl := range []int{1, 7, 255} {
+			cfg.TTL = ttl
+			cj := open(t, j, cfg)
+			send(t, cj, "one", "two")
+			ds := NewDatagrams(2, MaxReceived)
+			for got := 0; got < 2; {
+				if err := ck.SetReadDeadline(time.Now().Add(limit)); err != nil {
+					t.Fatal(err)
+				}
+				n, err := ck.ReadBatch(ds)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, d := range ds[:n] {
+					if d.HopLimit != ttl {
+						t.Errorf("%v: sent with %d hops to go, heard with %d", cfg.Group, ttl, d.HopLimit)
+					}
+				}
+				got += n
+			}
+			cj.Close()
+		}
+	}
+}
+
+func TestWhatIsLongerThanAnyNodeSendsIsToldFromTheRest(t *testing.T) {
+	j, k := pair(t)
+	for _, n := range []*nstest.NS{j, k} {
+		n.IP("link set eth2 mtu 20000")
+	}
+	for _, cfg := range []Config{byEth24, byEth2} {
+		cj, ck := open(t, j, cfg), open(t, k, cfg)
+		ds := NewDatagrams(1, MaxReceived)
+		for _, c := range []struct {
+			size int
+			long bool
+		}{{MaxReceived, false}, {MaxReceived + 1, true}, {19000, true}, {10, false}} {
+			send(t, cj, strings.Repeat("x", c.size))
+			if err := ck.SetReadDeadline(time.Now().Add(limit)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := ck.ReadBatch(ds); err != nil {
+				t.Fatal(err)
+			}
+			if d := ds[0]; d.Truncated != c.long || len(d.Payload) != min(c.size, MaxReceived) {
+				t.Errorf("%v: of %d bytes %d were read, truncated %v", cfg.Group, c.size, len(d.Payload), d.Truncated)
+			}
+		}
+	}
+}
+
 func TestEmptyBatchesAndDatagramsDoNoHarm(t *testing.T) {
 	j, k := pair(t)
 	cj, ck := open(t, j, byEth2), open(t, k, byEth2)
@@ -694,6 +749,11 @@ func TestBuffersAreGrantedBeyondTheSystemsLimit(t *testing.T) {
 	l := open(t, j, Config{Group: group6, In: "eth2", Out: "eth2", TTL: 1, ReadBuffer: want, WriteBuffer: want}).Local()
 	if l.ReadBuffer != want || l.WriteBuffer != want {
 		t.Errorf("granted %d and %d, want %d", l.ReadBuffer, l.WriteBuffer, want)
+	}
+	// What is granted is told in the measure of what was asked, to the byte.
+	l = open(t, j, Config{Group: group6, In: "eth2", Out: "eth2", TTL: 1, ReadBuffer: MaxBuffer, WriteBuffer: 100001}).Local()
+	if l.ReadBuffer != MaxBuffer || l.WriteBuffer != 100001 {
+		t.Errorf("granted %d and %d, want %d and 100001", l.ReadBuffer, l.WriteBuffer, MaxBuffer)
 	}
 	l = open(t, j, byEth2).Local()
 	if l.ReadBuffer != DefaultBuffer || l.WriteBuffer != DefaultBuffer {
@@ -803,6 +863,7 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 		{"a TTL of 256", j, Config{Group: group6, TTL: 256}, nil, []string{"256", "255"}},
 		{"a negative TTL", j, Config{Group: group6, TTL: -1}, nil, []string{"-1"}},
 		{"a negative buffer", j, Config{Group: group6, TTL: 1, ReadBuffer: -1}, nil, []string{"-1"}},
+		{"a buffer beyond the kernel's numbers", n, Config{Group: group6, TTL: 1, WriteBuffer: 1 << 30}, nil, []string{"1073741824", "1073741823"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			err := openErr(t, c.ns, c.cfg)

@@ -76,11 +76,13 @@ func (c *Conn) bind(fd int, cfg Config, dev device, share bool) error {
 	options := []option{
 		{"IP_MULTICAST_ALL", unix.IPPROTO_IP, unix.IP_MULTICAST_ALL, 0},
 		{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO},
+		{"IP_RECVTTL", unix.IPPROTO_IP, unix.IP_RECVTTL, 1},
 	}
 	if c.group.Addr().Is6() {
 		options = []option{
 			{"IPV6_MULTICAST_ALL (Linux 4.20 and later)", unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_ALL, 0},
 			{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO},
+			{"IPV6_RECVHOPLIMIT", unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT, 1},
 		}
 	}
 	if share {
