@@ -27,7 +27,6 @@ func (c *Conn) Receive(buf []byte) (Message, error) {
 	for {
 		n, err := c.channel.Receive(buf)
 		if errors.Is(err, unix.ENOBUFS) {
-			c.counted.overruns.Add(1)
 			err = ErrOverrun
 		}
 		if err != nil {
@@ -59,7 +58,6 @@ func (c *Conn) Receive(buf []byte) (Message, error) {
 			c.counted.malformed.Add(1)
 			continue
 		}
-		c.counted.messages.Add(1)
 		return Message{Version: j.version, Entries: entries}, nil
 	}
 }

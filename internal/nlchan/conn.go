@@ -23,8 +23,8 @@ import (
 // Conn is a connection to one instance. It lives as long as the module stays
 // loaded: afterwards it hears nothing, and each use fails with ErrStale.
 //
-// Receive and Add belong to one goroutine each; everything else may be called
-// by any. An instance belongs to a network namespace, and the kernel looks at
+// Receive and Add belong to one goroutine each; everything else, Ack too, may be
+// called by any. An instance belongs to a network namespace, and the kernel looks at
 // the calling thread's: all of them must be in the one that Dial was called in.
 type Conn struct {
 	dialect
@@ -56,27 +56,25 @@ type Module struct {
 	ReadBuffer int              // bytes, as the kernel counts them: twice what was asked for
 }
 
-// Counters count what Receive met since Dial.
+// Counters count since Dial what only the connection knows.
 type Counters struct {
-	Messages  uint64 // taken
-	Foreign   uint64 // of other instances: left alone
-	Malformed uint64 // of this instance, or nobody's: acknowledged if ours, and dropped
-	Overruns  uint64 // times that messages were lost for want of buffer
+	Foreign   uint64 // messages of other instances: left alone
+	Malformed uint64 // messages of this instance, or nobody's: acknowledged if ours, and dropped
 	ACKs      uint64 // sent
+	Drops     uint64 // messages for which the receive buffer had no room; see ErrOverrun
 }
 
 type counters struct {
-	messages, foreign, malformed, overruns, acks atomic.Uint64
+	foreign, malformed, acks atomic.Uint64
 }
 
-// Counters are safe to ask for at any time.
+// Counters are safe to ask for at any time, also when the connection is closed.
 func (c *Conn) Counters() Counters {
 	return Counters{
-		Messages:  c.counted.messages.Load(),
 		Foreign:   c.counted.foreign.Load(),
 		Malformed: c.counted.malformed.Load(),
-		Overruns:  c.counted.overruns.Load(),
 		ACKs:      c.counted.acks.Load(),
+		Drops:     c.channel.Drops(),
 	}
 }
 

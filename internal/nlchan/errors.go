@@ -30,7 +30,9 @@ var (
 		"turn it on with `jool -i NAME global update ss-enabled true`")
 
 	// ErrOverrun: the receive buffer was full and messages were lost. The
-	// connection is sound, and the next Receive goes on.
+	// connection is sound, and the next Receive goes on. It is said once, and
+	// before what the buffer still holds; until that has all been received the
+	// kernel goes on losing messages, which only Counters.Drops tells.
 	ErrOverrun = errors.New("messages were lost because the receive buffer was full: " +
 		"raise it, or give the daemon more CPU")
 
@@ -59,8 +61,8 @@ var (
 var (
 	errNoCapability = fmt.Errorf("%w: run as root, or give the service "+
 		"AmbientCapabilities=CAP_NET_ADMIN", ErrPermission)
-	errUserNamespace = fmt.Errorf("%w in the initial user namespace, the only one in which Jool accepts it: "+
-		"run outside of the container, or with PrivateUsers=no", ErrPermission)
+	errUserNamespace = fmt.Errorf("this process is in a user namespace, where Jool refuses everybody, root too (%w "+
+		"in the initial one): run it outside of the container, or without PrivateUsers=", ErrPermission)
 
 	errNoAnswer   = errors.New("the kernel did not answer")
 	errBadAnswer  = errors.New("the kernel's answer could not be read")

@@ -55,6 +55,7 @@ func (c *canned) Module(string) (string, error)     { return "4.1.15.0", nil }
 func (c *canned) InUserNamespace() bool             { return false }
 func (c *canned) Send([]byte) error                 { return nil }
 func (c *canned) Poll(b []byte) (int, error)        { return c.Receive(b) }
+func (c *canned) Drops() uint64                     { return 0 }
 func (c *canned) Join(uint32) error                 { return nil }
 func (c *canned) SetReadBuffer(n int) (int, error)  { return n, nil }
 func (c *canned) SetReadDeadline(t time.Time) error { return nil }

@@ -10,7 +10,7 @@ type Host interface {
 	// fs.ErrNotExist when it is not loaded.
 	Module(name string) (version string, err error)
 	// InUserNamespace tells whether the process is in another user namespace
-	// than the initial one.
+	// than the initial one, the only one in which Jool looks for privileges.
 	InUserNamespace() bool
 }
 
@@ -26,6 +26,9 @@ type Socket interface {
 	Receive(b []byte) (n int, err error)
 	// Poll is Receive without waiting: n is 0 when there is nothing.
 	Poll(b []byte) (n int, err error)
+	// Drops is how many messages found no room in the receive buffer. It may be
+	// asked by anybody at any time; a closed socket keeps its last number.
+	Drops() uint64
 	// Join makes the socket hear a multicast group.
 	Join(group uint32) error
 	// SetReadBuffer asks for a receive buffer, and tells how large it is now.

@@ -55,6 +55,7 @@ type socket struct {
 	conn   *netlink.Conn
 	raw    syscall.RawConn
 	closed atomic.Bool
+	drops  atomic.Uint64 // when last asked
 
 	in struct {
 		buf     []byte
@@ -156,6 +157,23 @@ func (s *socket) SetReadBuffer(bytes int) (int, error) {
 	return got, s.wrap("set the receive buffer", err)
 }
 
+// Drops asks for SO_MEMINFO: an overrun is an ENOBUFS once, however many
+// messages it costs.
+func (s *socket) Drops() uint64 {
+	var info [9]uint32 // SK_MEMINFO_VARS
+	const drops = 8    // SK_MEMINFO_DROPS
+	var errno syscall.Errno
+	err := s.raw.Control(func(fd uintptr) {
+		size := uint32(unsafe.Sizeof(info))
+		_, _, errno = unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_MEMINFO,
+			uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+	})
+	if err == nil && errno == 0 {
+		s.drops.Store(uint64(info[drops]))
+	}
+	return s.drops.Load()
+}
+
 func (s *socket) SetReadDeadline(t time.Time) error {
 	return s.wrap("set the read deadline", s.conn.SetReadDeadline(t))
 }
@@ -176,6 +194,7 @@ func (s *socket) wrap(what string, err error) error {
 }
 
 func (s *socket) Close() error {
+	s.Drops()
 	s.closed.Store(true)
 	return s.conn.Close()
 }

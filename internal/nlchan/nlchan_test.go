@@ -181,7 +181,7 @@ func TestDialSaysWhatIsMissingAndWhatToDo(t *testing.T) {
 		{"SIIT alone", siit, nlchan.ErrNoModule, "modprobe jool"},
 		{"no instance", empty, nlchan.ErrNoInstance, "'edge' in this network namespace: create it with `jool instance add edge "},
 		{"no privilege", denied, nlchan.ErrPermission, "run as root"},
-		{"a user namespace", contained, nlchan.ErrPermission, "initial user namespace"},
+		{"a user namespace", contained, nlchan.ErrPermission, "is in a user namespace, where Jool refuses everybody"},
 	} {
 		c, err := nlchan.Dial("edge", nlchan.On(test.host))
 		if !errors.Is(err, test.want) {
@@ -257,7 +257,7 @@ func TestOtherInstancesMessagesAreNeitherTakenNorAcknowledged(t *testing.T) {
 				t.Errorf("other instance %d was acknowledged", n)
 			}
 		}
-		if got := c.Counters(); got.Foreign != 4 || got.Messages != 1 || got.ACKs != 1 {
+		if got := c.Counters(); got != (nlchan.Counters{Foreign: 4, ACKs: 1}) {
 			t.Errorf("counted %+v", got)
 		}
 	})
@@ -275,7 +275,7 @@ func TestMalformedMessagesAreCountedAndOnlyOursAcknowledged(t *testing.T) {
 	if got := receive(t, c, newPool6(t, pool6)); len(got) != 1 {
 		t.Errorf("got %d sessions, want 1", len(got))
 	}
-	if got := c.Counters(); got.Malformed != 6 || got.Messages != 1 {
+	if got := c.Counters(); got != (nlchan.Counters{Malformed: 6, ACKs: 5}) {
 		t.Errorf("counted %+v", got)
 	}
 	if i.ACKs() != 5 {
@@ -359,8 +359,64 @@ func TestAnOverrunIsReportedAndReceivingGoesOn(t *testing.T) {
 	if got := receive(t, c, newPool6(t, pool6)); len(got) != 2 {
 		t.Errorf("got %d sessions, want 2", len(got))
 	}
-	if got := c.Counters(); got.Overruns != 1 {
+	if got := c.Counters(); got.Drops != 1 {
 		t.Errorf("counted %+v", got)
+	}
+}
+
+// So a daemon that was stopped for a while has lost messages, and nothing else.
+func TestAReceiverThatIsAwayTooLongLosesWhatDidNotFit(t *testing.T) {
+	_, i, c := dial(t, "4.1.15", nlchan.ReadBuffer(16<<10))
+	p := newPool6(t, pool6)
+	all := sessionsOf(session.TCP, 100)
+	for _, s := range all {
+		i.Announce(s)
+	}
+	if _, err := c.Receive(make([]byte, nlchan.MessageSize)); !errors.Is(err, nlchan.ErrOverrun) {
+		t.Fatalf("got %v", err)
+	}
+	drops := int(c.Counters().Drops)
+	if drops == 0 || drops == len(all) {
+		t.Fatalf("%d of %d messages were lost", drops, len(all))
+	}
+	i.Announce(all[99]) // lost, and nobody says so: what came before has not been received
+	for n := range len(all) - drops {
+		if got := receive(t, c, p); !slices.Equal(got, all[n:n+1]) {
+			t.Errorf("message %d: got %+v", n, got)
+		}
+	}
+	if got := int(c.Counters().Drops); got != drops+1 {
+		t.Errorf("%d drops, want %d", got, drops+1)
+	}
+	i.Announce(all[99])
+	if got := receive(t, c, p); !slices.Equal(got, all[99:]) {
+		t.Errorf("afterwards: got %+v", got)
+	}
+	if n := len(all) - drops + 1; i.ACKs() != n {
+		t.Errorf("%d ACKs, want %d", i.ACKs(), n)
+	}
+	c.Close()
+	if got := int(c.Counters().Drops); got != drops+1 {
+		t.Errorf("closed, it has %d drops, want %d", got, drops+1)
+	}
+}
+
+func TestAnInstanceThatIsMadeAnewIsHeardOnTheSameConnection(t *testing.T) {
+	k, old, c := dial(t, "4.1.15")
+	k.RemoveInstance("edge")
+	old.Announce(sessionsOf(session.TCP, 1)...)
+	if err := c.Hello(t.Context()); !errors.Is(err, nlchan.ErrNoInstance) {
+		t.Errorf("while it is away: %v", err)
+	}
+	again := k.AddInstance("edge", "2001:db8:64::/96")
+	old.Announce(sessionsOf(session.TCP, 2)...)
+	want := sessionsOf(session.UDP, 3)
+	again.Announce(want...)
+	if got := receive(t, c, newPool6(t, "2001:db8:64::/96")); !slices.Equal(got, want) {
+		t.Errorf("got %+v", got)
+	}
+	if g, err := c.Globals(t.Context()); err != nil || g.Pool6 != newPool6(t, "2001:db8:64::/96") {
+		t.Errorf("%+v, %v", g, err)
 	}
 }
 
@@ -999,6 +1055,46 @@ func TestRequestsMayBeMadeByManyGoroutinesAtOnce(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// The race detector looks on.
+func TestAcksMayComeFromOthersWhileReceiveWaitsAndWorks(t *testing.T) {
+	forEachModule(t, func(t *testing.T, version string) {
+		_, i, c := dial(t, version)
+		const messages, others, acks = 200, 3, 100
+		ended := make(chan error)
+		for range others {
+			go func() {
+				var err error
+				for range acks {
+					err = errors.Join(err, c.Ack())
+					c.Counters()
+				}
+				ended <- err
+			}()
+		}
+		go func() {
+			for n := range messages {
+				i.Announce(sessionsOf(session.UDP, 1+n%10)...)
+			}
+			ended <- nil
+		}()
+		p := newPool6(t, pool6)
+		for n := range messages {
+			if got := receive(t, c, p); len(got) != 1+n%10 {
+				t.Errorf("message %d has %d sessions", n, len(got))
+			}
+		}
+		for range others + 1 {
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		}
+		const want = messages + others*acks
+		if got := c.Counters(); i.ACKs() != want || got != (nlchan.Counters{ACKs: want}) {
+			t.Errorf("%d ACKs came, want %d; counted %+v", i.ACKs(), want, got)
+		}
+	})
 }
 
 func TestTheWatcherTellsOfTheModule(t *testing.T) {

@@ -128,7 +128,7 @@ type StaticBIB struct {
 }
 
 // AddInstance makes an instance that synchronizes, with the default timeouts
-// and an empty pool4.
+// and an empty pool4. One of this name that there is goes, as if removed before.
 func (k *Kernel) AddInstance(name, pool6 string) *Instance {
 	k.tb.Helper()
 	p, err := session.NewPool6(netip.MustParsePrefix(pool6))
@@ -152,7 +152,8 @@ func (k *Kernel) AddInstance(name, pool6 string) *Instance {
 	return i
 }
 
-// RemoveInstance is `jool instance remove`.
+// RemoveInstance is `jool instance remove`: the table and settings are gone, and
+// the Instance of this name announces nothing any more.
 func (k *Kernel) RemoveInstance(name string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -238,13 +239,15 @@ func (i *Instance) Adds() [][]session.Session {
 	return slices.Clone(i.adds)
 }
 
-// Announce sends one message with these sessions to whoever hears the channel,
-// and puts them into the table.
+// Announce puts sessions into the table, and sends one message with them to
+// whoever hears the channel, unless synchronization is off.
 func (i *Instance) Announce(sessions ...session.Session) {
 	i.Put(sessions...)
 	i.k.mu.Lock()
 	defer i.k.mu.Unlock()
-	i.announce(sessions)
+	if i.knobs[ssEnabled] != 0 {
+		i.announce(sessions)
+	}
 }
 
 func (i *Instance) announce(sessions []session.Session) {
@@ -252,29 +255,32 @@ func (i *Instance) announce(sessions []session.Session) {
 	for n := range sessions {
 		entries = i.k.version.Encoding().Append(entries, &sessions[n], i.pool6)
 	}
-	i.k.multicast(i.k.group, i.message(attr(7|unix.NLA_F_NESTED, entries)))
+	i.multicast(attr(7|unix.NLA_F_NESTED, entries))
 }
 
 // AnnounceRaw sends a message of this instance with arbitrary attributes.
 func (i *Instance) AnnounceRaw(attrs []byte) {
 	i.k.mu.Lock()
 	defer i.k.mu.Unlock()
-	i.k.multicast(i.k.group, i.message(attrs))
+	i.multicast(attrs)
 }
 
-func (i *Instance) message(attrs []byte) []byte {
-	return i.k.joolMessage(0, 0, i.name, i.mark, attrs)
+// multicast is silent once the instance has been removed.
+func (i *Instance) multicast(attrs []byte) {
+	if i.k.instances[i.name] == i {
+		i.k.multicast(i.k.group, i.k.joolMessage(0, 0, i.name, i.mark, attrs))
+	}
 }
 
 // Overrun makes every socket that hears the channel lose a message: its next
-// Receive fails with ENOBUFS.
+// Receive fails with ENOBUFS. It comes about by itself where more is announced
+// than nlchan.ReadBuffer holds.
 func (k *Kernel) Overrun() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for s := range k.sockets {
 		if s.groups[k.group] {
-			s.overrun = true
-			s.changed.Broadcast()
+			s.lose()
 		}
 	}
 }

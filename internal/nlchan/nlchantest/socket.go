@@ -16,7 +16,10 @@ type socket struct {
 	changed  *sync.Cond
 	groups   map[uint32]bool
 	queue    [][]byte
-	overrun  bool
+	room     int  // bytes of the receive buffer that are free
+	overrun  bool // ENOBUFS is due
+	full     bool // nothing more is taken until the queue is empty
+	drops    uint64
 	closed   bool
 	deadline time.Time
 	timer    *time.Timer
@@ -26,15 +29,34 @@ type socket struct {
 func (k *Kernel) Socket() (nlchan.Socket, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	s := &socket{k: k, changed: sync.NewCond(&k.mu), groups: make(map[uint32]bool)}
+	s := &socket{k: k, changed: sync.NewCond(&k.mu), groups: make(map[uint32]bool), room: 208 << 10}
 	k.sockets[s] = true
 	return s, nil
 }
 
+// deliver queues a message, or loses it as netlink does: the first time that
+// there is no room ENOBUFS is said, ahead of what waits; then all is lost until
+// the queue is empty.
 func (s *socket) deliver(msg []byte) {
+	if s.full || s.room < 0 {
+		s.lose()
+		return
+	}
 	s.queue = append(s.queue, msg)
+	s.room -= overhead + len(msg)
 	s.changed.Broadcast()
 }
+
+func (s *socket) lose() {
+	s.drops++
+	if !s.full {
+		s.overrun, s.full = true, len(s.queue) > 0
+		s.changed.Broadcast()
+	}
+}
+
+// overhead is what a message takes of the buffer besides its bytes, about.
+const overhead = 512
 
 func (s *socket) Send(b []byte) error {
 	s.k.mu.Lock()
@@ -78,6 +100,8 @@ func (s *socket) take(b []byte) (int, error) {
 	}
 	msg := s.queue[0]
 	s.queue = s.queue[1:]
+	s.room += overhead + len(msg)
+	s.full = s.full && len(s.queue) > 0
 	copy(b, msg)
 	return len(msg), nil
 }
@@ -89,7 +113,21 @@ func (s *socket) Join(group uint32) error {
 	return nil
 }
 
-func (s *socket) SetReadBuffer(bytes int) (int, error) { return 2 * bytes, nil }
+func (s *socket) SetReadBuffer(bytes int) (int, error) {
+	s.k.mu.Lock()
+	defer s.k.mu.Unlock()
+	s.room = 2 * bytes
+	for _, msg := range s.queue {
+		s.room -= overhead + len(msg)
+	}
+	return 2 * bytes, nil
+}
+
+func (s *socket) Drops() uint64 {
+	s.k.mu.Lock()
+	defer s.k.mu.Unlock()
+	return s.drops
+}
 
 func (s *socket) SetReadDeadline(t time.Time) error {
 	s.k.mu.Lock()
