@@ -1,0 +1,698 @@
+package batch
+
+import (
+	"math"
+	"time"
+
+	"joold/internal/session"
+)
+
+// MaxTable is the most sessions that a Table can be told to remember.
+const MaxTable = 8_000_000
+
+// TableConfig is what a Table is told. It may change while the table is used.
+type TableConfig struct {
+	Limit    int              // sessions remembered, 1 to MaxTable
+	Pending  int              // sessions that may wait to be sent, 1 to MaxTable
+	Timeouts session.Timeouts // the instance's
+	Refresh  time.Duration    // cap of the interval between refreshes of an unchanged session
+	OwnFor   time.Duration    // how long what this kernel announced is its own
+}
+
+const (
+	// older is by how much news must be older than what is known to be refused:
+	// an announcement may lie in its kernel for as long.
+	older = 2000 // ms
+
+	// linger is how long after its end a session may still stand in the kernel,
+	// which looks every 2 s.
+	linger = 2500 // ms
+
+	// lap is how long it takes to look through the whole table for the dead.
+	lap = 30_000 // ms
+
+	lookAtMost   = 1 << 16 // slots in one Expire
+	forgetAtMost = 4096    // sessions in one Expire
+	searchSlots  = 128     // when a full table needs room
+
+	ringSearch = 256 // sessions of one BIB entry
+)
+
+// Table remembers sessions: what this kernel has of each, and what its peers
+// know. From that it tells what is worth sending and what is worth injecting.
+// A session leaves when its life is over. Memory is taken in steps as sessions
+// come and is kept; sessions that find no room are sent, but not remembered.
+//
+// Sessions must be such as Decode yields. Times passed in must not go backwards,
+// unless it says otherwise. A Table is not safe for concurrent use.
+type Table struct {
+	config TableConfig
+	limits [16]limits // by protocol and timer
+	ownFor int64      // ms
+
+	epoch time.Time // where the table's clock is at beforeEpoch
+	now   int64     // when it was last used
+
+	secret                 secret
+	sessions               index
+	nodes, masks           index // BIB entries, each by one of its sessions
+	rehash                 func(slot uint32) uint64
+	rehashNode, rehashMask func(slot uint32) uint64
+
+	pages   []*page
+	top     uint32 // the first slot that was never used; 0 is none
+	free    uint32 // the first of those that were
+	records int    // sessions in the table
+	passers int    // of them, those that will not be remembered
+
+	places          []*[pagePlaces]place
+	topPlace        uint32
+	freePlace       uint32
+	news, refreshes queue
+
+	hand     uint32 // the slot where the search for the dead goes on
+	looked   int64  // when it last went on
+	sweep    uint8  // counts sweeps of the kernel's table
+	complete uint8  // the last that went through all of it
+
+	counts TableCounts
+}
+
+// limits are a timer's, in ms.
+type limits struct {
+	timeout int64
+	hold    int64 // a refresh waits for no longer than this
+	jitter  int64 // deaths as close as this are the same
+	spare   int64 // what the receiver of a refresh may hold back in turn
+}
+
+// TableCounts are what a Table holds and has seen.
+type TableCounts struct {
+	Sessions int // remembered now
+	Pending  int // wait to be sent now
+
+	Unchanged        uint64 // announcements that told nothing new
+	Held             uint64 // refreshes that came before they were due
+	DroppedRefreshes uint64 // pending sessions for which there was no room
+	DroppedNews      uint64
+	Died             uint64 // sessions whose life ended while they waited
+	Full             uint64 // sessions that were not remembered, for lack of room
+	Displaced        uint64 // BIB entries forgotten, since the kernel announced another
+	Vanished         uint64 // sessions forgotten, since the kernel's table no longer has them
+
+	Verdicts [Verdicts]uint64
+}
+
+// NewTable makes an empty table.
+func NewTable(c TableConfig) *Table {
+	t := &Table{
+		secret:   newSecret(),
+		sessions: newIndex(), nodes: newIndex(), masks: newIndex(),
+		top: 1, hand: 1, topPlace: 1,
+	}
+	t.rehash = func(slot uint32) uint64 { return t.secret.hash(&t.at(slot).key) }
+	t.rehashNode = func(slot uint32) uint64 { return t.secret.hashNode(&t.at(slot).key) }
+	t.rehashMask = func(slot uint32) uint64 { return t.secret.hashMask(&t.at(slot).key) }
+	t.Configure(c)
+	return t
+}
+
+// Configure changes what the table was told. Of a table that holds more than the
+// new Limit nothing is thrown out: it remembers no more until enough have left.
+// What waits beyond the new Pending is dropped as if it had just come.
+func (t *Table) Configure(c TableConfig) {
+	c.Limit = min(max(c.Limit, 1), MaxTable)
+	c.Pending = min(max(c.Pending, 1), MaxTable)
+	t.config = c
+	t.ownFor = c.OwnFor.Milliseconds()
+	for p := range t.limits {
+		ms, ok := c.Timeouts.Of(session.Proto(p>>2), session.Timer(p&3))
+		if !ok { // Jool has no such session
+			ms = session.SYN4Timeout
+		}
+		l := limits{timeout: int64(ms)}
+		// Of the tenth of its life that a session may lose, a hundredth is left to
+		// the receiver.
+		l.hold = min(l.timeout*9/100, c.Refresh.Milliseconds())
+		l.jitter = min(l.timeout/100, 100)
+		l.spare = l.timeout/10 - l.hold
+		t.limits[p] = l
+	}
+	t.trim(c.Pending)
+}
+
+func (t *Table) limitsOf(p session.Proto, k kind) *limits {
+	return &t.limits[uint(p&3)<<2|uint(k.timer())]
+}
+
+// beforeEpoch lets moments before the table's first use be told apart.
+const beforeEpoch = 24 * 60 * 60 * 1000 // ms
+
+// ms is a moment on the table's clock.
+func (t *Table) ms(at time.Time) int64 {
+	if t.epoch.IsZero() {
+		t.epoch = at
+	}
+	return min(max(at.Sub(t.epoch).Milliseconds()+beforeEpoch, 1), lastInstant-math.MaxUint32)
+}
+
+// tick is ms for the moment that it is.
+func (t *Table) tick(now time.Time) int64 {
+	t.now = t.ms(now)
+	return t.now
+}
+
+// Observe takes in what this kernel announced. A session that is new, or whose
+// state or timer is, is due at once. A refresh is due when it moves the session's
+// death and enough time has passed since peers learned of it: 1 s, then 2, 4, 8
+// and so on, up to the cap or a tenth of the timeout.
+func (t *Table) Observe(s []session.Session, now time.Time) {
+	ms := t.tick(now)
+	for i := range s {
+		t.observe(&s[i], ms)
+	}
+}
+
+func (t *Table) observe(s *session.Session, now int64) {
+	k := keyOf(s)
+	h := t.secret.hash(&k)
+	slot := t.find(&k, h)
+	if slot == 0 {
+		if s.Expiration == 0 {
+			return
+		}
+		if slot = t.add(&k, h, now); slot == 0 {
+			return
+		}
+	}
+	r := t.at(slot)
+	r.here = kindOf(s)
+	r.dies.set(now + int64(s.Expiration))
+	r.announced.set(now)
+	r.seen = t.sweep
+	if r.waits != 0 {
+		if r.there != r.here {
+			t.promote(slot)
+		}
+	} else if due, refresh := t.due(r, now); due {
+		t.enqueue(slot, refresh, false, now)
+		t.trim(t.config.Pending)
+	}
+}
+
+// due tells whether what this kernel has of a session is worth sending, and
+// whether it is a mere refresh. It counts what is not.
+func (t *Table) due(r *record, now int64) (due, refresh bool) {
+	if r.there != r.here || r.flags&lacking != 0 || r.known.get() <= now {
+		return true, false
+	}
+	l := t.limitsOf(r.proto(), r.here)
+	moved := r.dies.get() - r.known.get()
+	if moved <= l.jitter {
+		t.counts.Unchanged++
+		return false, false
+	}
+	// Peers may believe in a death that was near already when they learned of it.
+	if now-r.shared.get() < min(firstStep<<r.step(), l.hold) && moved <= l.hold {
+		t.counts.Held++
+		return false, false
+	}
+	return true, true
+}
+
+// add makes a record of a session of this kernel. What contradicts it has left
+// the kernel. It is 0 when there is room neither to remember nor to wait.
+func (t *Table) add(k *key, h uint64, now int64) uint32 {
+	for rival := t.rival(k); rival != 0; rival = t.rival(k) {
+		t.counts.Displaced++
+		t.forgetRing(rival)
+	}
+	room := t.room(now)
+	slot := t.insert(k, h)
+	if slot == 0 || !room {
+		t.counts.Full++
+	}
+	if slot != 0 && !room {
+		t.at(slot).flags |= passing
+		t.passers++
+	}
+	return slot
+}
+
+// room tells whether one more session can be remembered. If not it looks for one
+// that is dead, for a bounded time.
+func (t *Table) room(now int64) bool {
+	if t.records-t.passers >= t.config.Limit {
+		t.reap(searchSlots, 1, now)
+	}
+	return t.records-t.passers < t.config.Limit
+}
+
+// Pending is how many sessions wait to be sent.
+func (t *Table) Pending() int { return t.news.len + t.refreshes.len }
+
+// Due is since when the session that has waited longest to be sent has done so;
+// ok is false when none waits.
+func (t *Table) Due() (since time.Time, ok bool) {
+	first := int64(lastInstant)
+	for _, q := range []*queue{&t.news, &t.refreshes} {
+		if q.len > 0 {
+			first = min(first, t.place(q.first).since.get())
+			ok = true
+		}
+	}
+	if !ok {
+		return time.Time{}, false
+	}
+	return t.epoch.Add(time.Duration(first-beforeEpoch) * time.Millisecond), true
+}
+
+// Take appends to dst at most so many of the sessions that wait to be sent: news
+// before refreshes, the oldest first, as of now. From then on peers are believed
+// to know them: see Unsent.
+func (t *Table) Take(dst []session.Session, most int, now time.Time) []session.Session {
+	ms := t.tick(now)
+	for taken := 0; taken < most && t.Pending() > 0; {
+		n := t.news.first
+		if n == 0 {
+			n = t.refreshes.first
+		}
+		slot := t.place(n).slot
+		r := t.at(slot)
+		t.unqueue(slot)
+		if r.dies.get() > ms {
+			dst = append(dst, r.asOf(ms))
+			r.share(r.here, r.dies.get(), ms)
+			taken++
+		} else {
+			t.counts.Died++
+		}
+		t.settle(slot)
+	}
+	return dst
+}
+
+// settle forgets a session that came when there was no room, now that it does not
+// wait any more; unless there is room by now.
+func (t *Table) settle(slot uint32) {
+	r := t.at(slot)
+	switch {
+	case r.flags&passing == 0 || r.waits != 0:
+	case t.records-t.passers < t.config.Limit:
+		r.flags &^= passing
+		t.passers--
+	default:
+		t.forget(slot)
+	}
+}
+
+// asOf is the session as this kernel has it.
+func (r *record) asOf(now int64) session.Session {
+	s := r.session()
+	s.State, s.Timer = r.here.state(), r.here.timer()
+	s.Expiration = uint32(min(r.dies.get()-now, math.MaxUint32))
+	return s
+}
+
+// share notes what peers know from now on.
+func (r *record) share(k kind, dies, now int64) {
+	step := uint(0)
+	if r.there == k && r.known.get() > now {
+		step = min(r.step()+1, maxStep)
+	}
+	r.flags &^= lacking
+	r.setStep(step)
+	r.there = k
+	r.known.set(dies)
+	r.shared.set(now)
+}
+
+// Unsent takes back that sessions were sent: peers do not know them after all,
+// and their next announcement is due at once. With retry they wait again, before
+// all others. The sessions are as Take or Sweep just gave them.
+func (t *Table) Unsent(s []session.Session, retry bool) {
+	for i := len(s) - 1; i >= 0; i-- {
+		k := keyOf(&s[i])
+		h := t.secret.hash(&k)
+		slot := t.find(&k, h)
+		if slot == 0 {
+			if !retry || t.rival(&k) != 0 {
+				continue
+			}
+			if slot = t.add(&k, h, t.now); slot == 0 {
+				continue
+			}
+			r := t.at(slot)
+			r.here = kindOf(&s[i])
+			r.dies.set(t.now + int64(s[i].Expiration))
+		}
+		r := t.at(slot)
+		r.flags |= lacking
+		r.setStep(0)
+		if r.waits != 0 {
+			t.promote(slot)
+			continue
+		}
+		if !retry {
+			continue
+		}
+		if t.Pending() >= t.config.Pending && t.refreshes.len == 0 {
+			t.counts.DroppedNews++
+			t.yield(slot)
+			continue
+		}
+		t.enqueue(slot, false, true, t.now)
+		t.trim(t.config.Pending)
+	}
+}
+
+// BeginSweep says that all of the kernel's table will be read now, and given to
+// Lacks.
+func (t *Table) BeginSweep() {
+	if t.sweep == t.complete { // else what the last one saw will do for this one
+		t.sweep++
+	}
+}
+
+// EndSweep says that all of the kernel's table was given to Lacks since the last
+// BeginSweep. What was not in it, nor announced or injected since, is gradually
+// forgotten. It is not called when the reading failed.
+func (t *Table) EndSweep() { t.complete = t.sweep }
+
+// vanished tells whether the last complete sweep did not come by a session.
+func (t *Table) vanished(r *record) bool { return t.sweep-r.seen > t.sweep-t.complete }
+
+// Lacks tells whether peers may lack a session of the kernel's table, as it was
+// just read: one that was never sent, that has another state or timer than they
+// know, or that lives longer by more than the refresh rule allows for. What waits
+// to be sent is not lacking. The table takes the kernel's word for a session that
+// was not heard of for 2 s.
+func (t *Table) Lacks(s *session.Session, now time.Time) bool {
+	ms := t.tick(now)
+	if s.Expiration == 0 {
+		return false
+	}
+	k := keyOf(s)
+	slot := t.find(&k, t.secret.hash(&k))
+	if slot == 0 {
+		return true
+	}
+	r := t.at(slot)
+	r.seen = t.sweep
+	if r.waits != 0 {
+		return false
+	}
+	if max(r.announced.get(), r.shared.get()) < ms-older { // no page of the table is older
+		r.here = kindOf(s)
+		r.dies.set(ms + int64(s.Expiration))
+	}
+	return t.lacks(r)
+}
+
+func (t *Table) lacks(r *record) bool {
+	l := t.limitsOf(r.proto(), r.here)
+	return r.there != r.here || r.flags&lacking != 0 ||
+		r.dies.get()-r.known.get() > l.hold+l.timeout/100
+}
+
+// Sweep goes through from, sessions of the kernel's table whose expirations count
+// from base, until it has appended so many to dst, as of now, or until the end.
+// It tells how many it went through. With all, it appends what neither this node
+// nor a peer has sent since begun, unless peers lack it all the same; else only
+// what peers still lack. Of sessions that were announced since base the table's
+// knowledge is sent, being fresher. Those appended count as sent: see Unsent.
+func (t *Table) Sweep(dst, from []session.Session, base, begun time.Time, all bool, most int, now time.Time) (_ []session.Session, through int) {
+	ms, read, since := t.tick(now), t.ms(base), t.ms(begun)
+	for taken := 0; through < len(from) && taken < most; through++ {
+		s := &from[through]
+		dies := read + int64(s.Expiration)
+		k := keyOf(s)
+		h := t.secret.hash(&k)
+		slot := t.find(&k, h)
+		if slot == 0 {
+			if dies <= ms || t.contradicted(&k, read) {
+				continue
+			}
+			if slot = t.add(&k, h, ms); slot == 0 {
+				continue
+			}
+		}
+		r := t.at(slot)
+		if r.waits == 0 && r.announced.get() < read && r.shared.get() < read {
+			r.here = kindOf(s)
+			r.dies.set(dies)
+		}
+		if r.dies.get() > ms && (all && r.shared.get() <= since || t.lacks(r)) {
+			t.unqueue(slot)
+			dst = append(dst, r.asOf(ms))
+			r.share(r.here, r.dies.get(), ms)
+			taken++
+		}
+		t.settle(slot)
+	}
+	return dst, through
+}
+
+// contradicted tells whether a BIB entry other than k's has been heard of since.
+func (t *Table) contradicted(k *key, since int64) bool {
+	rival := t.rival(k)
+	if rival == 0 {
+		return false
+	}
+	slot := rival
+	for range ringSearch {
+		if r := t.at(slot); r.announced.get() >= since || r.shared.get() >= since {
+			return true
+		}
+		if slot = t.ring(slot).next; slot == rival {
+			return false
+		}
+	}
+	return true
+}
+
+// Verdict is what is to be done with a session that a peer sent.
+type Verdict uint8
+
+// The verdicts.
+const (
+	Inject   Verdict = iota // give it to the kernel
+	Own                     // this kernel announced it just now: leave it
+	Stale                   // older than what is known: leave it
+	Known                   // no news to speak of: leave it
+	Conflict                // the kernel would drop it for a BIB entry that it has
+	Verdicts                // count
+)
+
+var verdictNames = [Verdicts]string{"inject", "own", "stale", "known", "conflict"}
+
+func (v Verdict) String() string { return verdictNames[v] }
+
+// BIB is an entry of the kernel's Binding Information Base (RFC 6146, section
+// 3.1): an IPv6 transport address and its mask.
+type BIB struct {
+	Proto              session.Proto
+	Src6               [16]byte
+	Src4               [4]byte
+	Src6Port, Src4Port uint16
+	Own                bool // this kernel announced a session of it just now
+}
+
+// Accept judges a session that passed the checks. from is the peer that sent it,
+// which is not 0. With Inject the table takes for granted that the kernel will
+// have the session: see Refused. With Conflict it yields the BIB entry that is in
+// the way. If that is not Own it can be removed from the kernel, and the session
+// accepted again after RemoveBIB; else the session can be accepted again later.
+//
+// A session of which peers disagree is that of the last to speak, unless its word
+// is older than what this kernel announced, or by its age older than another's.
+func (t *Table) Accept(from uint32, s *session.Session, now time.Time) (Verdict, BIB) {
+	ms := t.tick(now)
+	v, b := t.judge(from, s, ms)
+	t.counts.Verdicts[v]++
+	return v, b
+}
+
+func (t *Table) judge(from uint32, s *session.Session, now int64) (Verdict, BIB) {
+	if s.Expiration == 0 {
+		return Stale, BIB{}
+	}
+	k := keyOf(s)
+	h := t.secret.hash(&k)
+	slot := t.find(&k, h)
+	alive := slot != 0 && t.at(slot).dies.get() > now
+	kind, dies := kindOf(s), now+int64(s.Expiration)
+	if alive {
+		r := t.at(slot)
+		if v := t.compare(r, from, kind, dies, now); v != Inject {
+			if v == Known {
+				r.share(kind, max(dies, r.knownAs(kind)), now)
+				r.from = from
+			} else if kind != r.here {
+				r.flags |= lacking // by at least this peer
+			}
+			return v, BIB{}
+		}
+	}
+	if slot == 0 {
+		if rival := t.rival(&k); rival != 0 && t.stands(rival, now) {
+			return Conflict, t.bib(rival, now)
+		} else if rival != 0 {
+			return t.judge(from, s, now) // it was dead, and is gone
+		}
+		if !t.room(now) {
+			t.counts.Full++
+			return Inject, BIB{}
+		}
+		if slot = t.insert(&k, h); slot == 0 {
+			t.counts.Full++
+			return Inject, BIB{}
+		}
+	}
+	r := t.at(slot)
+	if !alive {
+		r.announced.set(0)
+	}
+	r.share(kind, dies, now)
+	r.here, r.from, r.seen = kind, from, t.sweep
+	r.dies.set(dies)
+	return Inject, BIB{}
+}
+
+// knownAs is when peers believe that the session dies, if they believe in this
+// kind of it.
+func (r *record) knownAs(k kind) int64 {
+	if r.there != k {
+		return 0
+	}
+	return r.known.get()
+}
+
+// compare judges what a peer says of a session that is in the table and alive.
+func (t *Table) compare(r *record, from uint32, k kind, dies, now int64) Verdict {
+	announced := r.announced.get()
+	if announced > 0 && now-announced < t.ownFor {
+		return Own
+	}
+	mine, l := r.dies.get(), t.limitsOf(r.proto(), k)
+	if k == r.here {
+		switch {
+		case dies < mine-l.jitter:
+			return Stale
+		case dies-mine <= l.spare:
+			return Known
+		}
+		return Inject
+	}
+	// The first FIN is announced with the update time of the packet before it.
+	if r.here.state() == session.Established && k.timer() == r.here.timer() && dies >= mine-l.timeout/10-older {
+		return Inject
+	}
+	updated := dies - l.timeout
+	if updated+older < announced {
+		return Stale
+	}
+	was := t.limitsOf(r.proto(), r.here).timeout
+	if from != r.from && r.from != 0 && updated+was/10+older < mine-was {
+		return Stale
+	}
+	return Inject
+}
+
+// stands tells whether slot's BIB entry may still be in the kernel. Those of its
+// sessions that are found dead are forgotten.
+func (t *Table) stands(slot uint32, now int64) bool {
+	for {
+		if t.at(slot).dies.get()+linger > now {
+			return true
+		}
+		next := t.ring(slot).next
+		t.forget(slot)
+		if next == slot {
+			return false
+		}
+		slot = next
+	}
+}
+
+// bib is slot's BIB entry. One with more sessions than can be looked at is taken
+// for this kernel's own.
+func (t *Table) bib(slot uint32, now int64) BIB {
+	s := t.at(slot).session()
+	b := BIB{Proto: s.Proto, Src6: s.Src6, Src4: s.Src4, Src6Port: s.Src6Port, Src4Port: s.Src4Port}
+	first := slot
+	for range ringSearch {
+		if at := t.at(slot).announced.get(); at > 0 && now-at < t.ownFor {
+			b.Own = true
+			return b
+		}
+		if slot = t.ring(slot).next; slot == first {
+			return b
+		}
+	}
+	b.Own = true
+	return b
+}
+
+// RemoveBIB forgets all sessions of a BIB entry that is no longer in the kernel.
+func (t *Table) RemoveBIB(b BIB) {
+	k := keyOf(&session.Session{Proto: b.Proto, Src6: b.Src6, Src4: b.Src4, Src6Port: b.Src6Port, Src4Port: b.Src4Port})
+	if slot := t.findMask(&k); slot != 0 && t.at(slot).sameNode(&k) {
+		t.forgetRing(slot)
+	}
+}
+
+// Refused says that the kernel did not take sessions that Accept had judged fit
+// to Inject. Those that it has announced since it has all the same.
+func (t *Table) Refused(s []session.Session) {
+	for i := range s {
+		k := keyOf(&s[i])
+		slot := t.find(&k, t.secret.hash(&k))
+		if slot == 0 {
+			continue
+		}
+		if r := t.at(slot); r.waits == 0 && r.announced.get() < r.shared.get() {
+			t.forget(slot)
+		}
+	}
+}
+
+// Expire forgets sessions that are dead. Called once a second, it gets through
+// the table in about half a minute; one call takes a bounded time.
+func (t *Table) Expire(now time.Time) {
+	ms := t.tick(now)
+	slots := int64(t.top)*(ms-t.looked)/lap + 1
+	t.looked = ms
+	t.reap(int(min(slots, lookAtMost)), forgetAtMost, ms)
+}
+
+// reap looks at so many slots, and forgets at most so many sessions.
+func (t *Table) reap(slots, sessions int, now int64) {
+	for range min(slots, int(t.top)-1) {
+		if t.hand++; t.hand >= t.top {
+			t.hand = 1
+		}
+		r := t.at(t.hand)
+		if r.flags&inUse == 0 {
+			continue
+		}
+		switch {
+		case r.dies.get()+linger <= now:
+		case t.vanished(r) && r.waits == 0:
+			t.counts.Vanished++
+		default:
+			continue
+		}
+		t.forget(t.hand)
+		if sessions--; sessions == 0 {
+			return
+		}
+	}
+}
+
+// Counts are the table's at this moment.
+func (t *Table) Counts() TableCounts {
+	c := t.counts
+	c.Sessions, c.Pending = t.records-t.passers, t.Pending()
+	return c
+}
