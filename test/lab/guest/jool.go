@@ -260,35 +260,47 @@ func (j *jool) request(op uint8, attrs []byte, flags netlink.HeaderFlags) ([]byt
 // dump writes the instance's session table, a line each.
 func (j *jool) dump(w io.Writer) error {
 	for proto := range uint8(3) {
-		var last *Session
-		for more := true; more; {
-			ae := netlink.NewAttributeEncoder()
-			ae.Uint8(attrProto, proto)
-			if last != nil {
-				ae.Nested(attrOffset, last.encode)
-			}
-			attrs, err := ae.Encode()
-			if err != nil {
+		err := j.each(proto, func(s *Session) error {
+			_, err := w.Write(s.append(nil))
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// each calls f with each session of a protocol.
+func (j *jool) each(proto uint8, f func(*Session) error) error {
+	var last *Session
+	for more := true; more; {
+		ae := netlink.NewAttributeEncoder()
+		ae.Uint8(attrProto, proto)
+		if last != nil {
+			ae.Nested(attrOffset, last.encode)
+		}
+		attrs, err := ae.Encode()
+		if err != nil {
+			return err
+		}
+		var reply []byte
+		if reply, more, err = j.request(opSessionForeach, attrs, 0); err != nil {
+			return err
+		}
+		ad, err := netlink.NewAttributeDecoder(reply)
+		if err != nil {
+			return err
+		}
+		for ad.Next() {
+			last = &Session{ID: ID{Proto: proto}}
+			ad.Nested(last.decode)
+			if err := f(last); err != nil {
 				return err
 			}
-			var reply []byte
-			if reply, more, err = j.request(opSessionForeach, attrs, 0); err != nil {
-				return err
-			}
-			ad, err := netlink.NewAttributeDecoder(reply)
-			if err != nil {
-				return err
-			}
-			for ad.Next() {
-				last = &Session{ID: ID{Proto: proto}}
-				ad.Nested(last.decode)
-				if _, err := w.Write(last.append(nil)); err != nil {
-					return err
-				}
-			}
-			if err := ad.Err(); err != nil {
-				return err
-			}
+		}
+		if err := ad.Err(); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -265,37 +266,60 @@ func (c *Conn) Close() (lines int, err error) {
 	return lines, err
 }
 
+// flows makes packets of numbered flows from n6 to n4.
+type flows struct {
+	fd int
+	to unix.SockaddrInet6
+}
+
+// flows opens what sends them. Nobody answers: refusals would be translated too.
+func (l *Lab) flows() *flows {
+	l.t.Helper()
+	l.N4.Sh("nft add table inet quiet; nft 'add chain inet quiet input { type filter hook input priority 0; }'; nft flush chain inet quiet input; nft add rule inet quiet input meta l4proto udp drop")
+	s := &flows{to: unix.SockaddrInet6{Addr: l.server6().As16()}}
+	err := l.N6.in(func() (err error) {
+		if s.fd, err = unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP); err != nil {
+			return err
+		}
+		const checksumAt = 6
+		return unix.SetsockoptInt(s.fd, unix.IPPROTO_IPV6, unix.IPV6_CHECKSUM, checksumAt)
+	})
+	if err != nil {
+		l.t.Fatalf("open a socket in n6: %v", err)
+	}
+	return s
+}
+
+func (s *flows) close() { unix.Close(s.fd) }
+
+// send sends a UDP datagram in a flow.
+func (s *flows) send(flow int) error {
+	const ports = 4000 // what pool4 has room for; further flows have other destination ports
+	var datagram [8]byte
+	binary.BigEndian.PutUint16(datagram[0:], uint16(10000+flow%ports))
+	binary.BigEndian.PutUint16(datagram[2:], uint16(20000+flow/ports))
+	binary.BigEndian.PutUint16(datagram[4:], uint16(len(datagram)))
+	for {
+		err := unix.Sendto(s.fd, datagram[:], 0, &s.to)
+		if err != unix.ENOBUFS { // the forwarder's queue is full
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // Flows sends one UDP datagram from n6 to n4 in each of n new flows, at a rate per second (0: as fast as it goes).
 func (l *Lab) Flows(n, rate int) {
 	l.t.Helper()
-	// Refusals would be translated too, and nobody listens.
-	l.N4.Sh("nft add table inet quiet; nft 'add chain inet quiet input { type filter hook input priority 0; }'; nft add rule inet quiet input meta l4proto udp drop")
-	err := l.N6.in(func() error {
-		fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
-		if err != nil {
-			return err
+	from := l.flows()
+	defer from.close()
+	start := time.Now()
+	for i := range n {
+		if rate > 0 {
+			time.Sleep(time.Until(start.Add(time.Duration(i) * time.Second / time.Duration(rate))))
 		}
-		defer unix.Close(fd)
-		const checksumAt = 6
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_CHECKSUM, checksumAt); err != nil {
-			return err
+		if err := from.send(i); err != nil {
+			l.t.Fatalf("send flow %d from n6: %v", i, err)
 		}
-		to := &unix.SockaddrInet6{Addr: l.server6().As16()}
-		const ports = 4000 // what pool4 has room for; further flows have other destination ports
-		start := time.Now()
-		for i := range n {
-			if rate > 0 {
-				time.Sleep(time.Until(start.Add(time.Duration(i) * time.Second / time.Duration(rate))))
-			}
-			src, dst := 10000+i%ports, 20000+i/ports
-			datagram := []byte{byte(src >> 8), byte(src), byte(dst >> 8), byte(dst), 0, 8, 0, 0}
-			if err := unix.Sendto(fd, datagram, 0, to); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		l.t.Fatalf("send %d flows from n6: %v", n, err)
 	}
 }
