@@ -5,6 +5,7 @@
 # make test-short      what is quick of it: format, vet, staticcheck, shellcheck, unit tests with the race detector
 # make test-lab        the scenarios in the guests alone
 # make fuzz            each fuzz test for FUZZTIME
+# make fuzz-long       the same for a night: ten minutes each, or FUZZTIME
 # make demo            the failover of Jool's tutorial, shown to a person
 # make lab             a shell in the guest's network, with Jool LAB_VERSION
 # make bench           the benchmarks
@@ -28,7 +29,7 @@ GO = scripts/go
 # The version comes from VERSION alone: go's own stamp fails in a work tree that another user owns.
 export GOFLAGS += -buildvcs=false
 
-.PHONY: all build install uninstall test test-short lint unit test-install fuzz lab test-lab demo bench clean help
+.PHONY: all build install uninstall test test-short lint unit test-install fuzz fuzz-long lab test-lab demo bench clean help
 
 all: build
 
@@ -68,7 +69,7 @@ lint:
 	[ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
 	$(GO) vet -tags lab ./...
 	$(GO) tool -modfile=tools/go.mod staticcheck -tags lab ./...
-	shellcheck -S warning $$(git grep -lE '^#!/bin/(ba)?sh|^#!/usr/bin/env (ba)?sh')
+	shellcheck -S warning $$(git grep -lE '^#!/bin/(ba)?sh|^#!/usr/bin/env (ba)?sh|^#!/sbin/openrc-run')
 
 # The race detector needs a C compiler; the rest are the programs that read what stands in contrib and docs.
 unit:
@@ -89,6 +90,9 @@ test-install:
 
 fuzz:
 	scripts/fuzz $(FUZZTIME)
+
+fuzz-long: FUZZTIME = 10m
+fuzz-long: fuzz
 
 test-lab:
 	$(GO) test -tags lab -count=1 -timeout 2h -p 1 ./test/lab/vm ./test/lab
