@@ -38,7 +38,7 @@ type Config struct {
 
 	// What the daemon sets in the instance.
 	FlushDeadline time.Duration // ss-flush-deadline, in whole milliseconds: 1 ms to 1 min; 0 leaves it
-	Capacity      int           // the least ss-capacity, in sessions: 1 to 16,000,000; 0 leaves it
+	Capacity      int           // the least ss-capacity, in sessions: 1 to 8,000,000; 0 leaves it
 	Enable        bool          // whether to turn ss-enabled on
 
 	Stats     bool   // whether to serve statistics
@@ -47,9 +47,9 @@ type Config struct {
 
 	Wire          session.Encoding // to send in; 0 for the local module's own
 	BatchDeadline time.Duration    // how long an entry may wait for company: 1 ms to 1 s
-	Pending       int              // sessions that may wait to be sent: 1 to 16,000,000
+	Pending       int              // sessions that may wait to be sent: 1 to 8,000,000
 	Refresh       time.Duration    // longest interval between refreshes of a session that does not change: 1 s to 1 min
-	Table         int              // sessions remembered: 1 to 16,000,000
+	Table         int              // sessions remembered: 1 to 8,000,000
 
 	ControlSocket string // path; "" for the instance's usual one
 
@@ -350,9 +350,9 @@ func setFlushDeadline(c *Config, s string) error {
 	return nil
 }
 
-// maxSessions bounds what counts sessions. The module takes any ss-capacity
-// that fits in 32 bits; its memory ends long before.
-const maxSessions = 16_000_000
+// maxSessions bounds what counts sessions: batch.MaxTable. The module takes any
+// ss-capacity that fits in 32 bits; its memory ends long before.
+const maxSessions = 8_000_000
 
 func setCapacity(c *Config, s string) error {
 	if s == keep {

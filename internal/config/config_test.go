@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"joold/internal/batch"
 	"joold/internal/session"
 )
 
@@ -91,8 +92,8 @@ func TestFlagsAreSpeltAsInC(t *testing.T) {
 		"ff08::1 --net.rcvbuf 4096 --net.hop-limit 255": with(func(c *Config) {
 			c.Group, c.ReadBuffer, c.HopLimit = "ff08::1", 4096, 255
 		}),
-		"ff08::1 --batch.table 16000000 --batch.capacity 1 --batch.refresh 60s": with(func(c *Config) {
-			c.Group, c.Table, c.Pending, c.Refresh = "ff08::1", 16_000_000, 1, time.Minute
+		"ff08::1 --batch.table 8000000 --batch.capacity 1 --batch.refresh 60s": with(func(c *Config) {
+			c.Group, c.Table, c.Pending, c.Refresh = "ff08::1", 8_000_000, 1, time.Minute
 		}),
 		"ff08::1 --net.source 2001:db8:ff08::4/96 --net.source=192.0.2.1": with(func(c *Config) {
 			c.Group, c.Sources = "ff08::1", prefixes("2001:db8:ff08::/96", "192.0.2.1/32")
@@ -135,12 +136,12 @@ func TestAMistakeOnTheCommandLineIsOneLineThatNamesIt(t *testing.T) {
 		{"ff08::1 --batch.deadline 2s", `--batch.deadline "2s": want a time from 1ms to 1s`},
 		{"ff08::1 --batch.refresh 999ms", `--batch.refresh "999ms": want a time from 1s to 1m0s`},
 		{"ff08::1 --batch.refresh 61s", `--batch.refresh "61s": want a time from 1s to 1m0s`},
-		{"ff08::1 --batch.capacity 0", `--batch.capacity "0": want a whole number from 1 to 16000000`},
-		{"ff08::1 --batch.table 16000001", `--batch.table "16000001": want a whole number from 1 to 16000000`},
+		{"ff08::1 --batch.capacity 0", `--batch.capacity "0": want a whole number from 1 to 8000000`},
+		{"ff08::1 --batch.table 8000001", `--batch.table "8000001": want a whole number from 1 to 8000000`},
 		{"ff08::1 --mod.flush-deadline 0", `--mod.flush-deadline "0": want a time from 1ms to 1m0s, in whole milliseconds, or keep`},
 		{"ff08::1 --mod.flush-deadline 1.5ms", `--mod.flush-deadline "1.5ms": want a time from 1ms to 1m0s, in whole milliseconds, or keep`},
 		{"ff08::1 --mod.flush-deadline 61s", `--mod.flush-deadline "61s": want a time from 1ms to 1m0s, in whole milliseconds, or keep`},
-		{"ff08::1 --mod.capacity 0", `--mod.capacity "0": want a whole number from 1 to 16000000, or keep`},
+		{"ff08::1 --mod.capacity 0", `--mod.capacity "0": want a whole number from 1 to 8000000, or keep`},
 		{"ff08::1 --mod.enable=maybe", `--mod.enable "maybe": want true or false`},
 		{"ff08::1 --net.rcvbuf 4095", `--net.rcvbuf "4095": want a whole number from 4096 to 1073741823`},
 		{"ff08::1 --net.rcvbuf 8M", `--net.rcvbuf "8M": want a whole number from 4096 to 1073741823`},
@@ -189,6 +190,12 @@ func TestFlagsWinOverTheFile(t *testing.T) {
 	})
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+func TestNoTableIsAskedForThatCannotBe(t *testing.T) {
+	if maxSessions != batch.MaxTable {
+		t.Errorf("--batch.table takes up to %d, a table %d", maxSessions, batch.MaxTable)
 	}
 }
 
