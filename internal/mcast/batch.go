@@ -81,6 +81,12 @@ func (c *Conn) WriteBatch(bs [][]byte) (n int, err error) {
 }
 
 func (c *Conn) writeBatch(bs [][]byte) (n int, err error) {
+	if c.lost.Load() {
+		// IPv4 would send from 0.0.0.0, which nobody takes, and say nothing.
+		if err := c.Refresh(); err != nil {
+			return 0, err
+		}
+	}
 	for n < len(bs) {
 		sent, err := c.tx.write(bs[n:])
 		n += sent
@@ -164,8 +170,8 @@ type receiver struct {
 	messages
 	names [maxBatch]unix.RawSockaddrInet6 // has room for IPv4's too
 	hops  [maxBatch]ancillary
-	scope uint32                          // the last scope id seen
-	zone  string                          // its interface's name
+	scope uint32 // the last scope id seen
+	zone  string // its interface's name
 }
 
 func newReceiver(conn *net.UDPConn, dev device) (*receiver, error) {
@@ -279,5 +285,14 @@ func (s *sender) write(bs [][]byte) (int, error) {
 	for i := range s.size {
 		s.setBuffer(i, bs[i])
 	}
-	return s.done(s.conn.Write(s.try))
+	// An error may be left over from an ICMP message, which anybody can forge, and
+	// is then not about this datagram: it is told once.
+	var n int
+	var err error
+	for range 4 {
+		if n, err = s.done(s.conn.Write(s.try)); err == nil || s.errno == 0 {
+			break
+		}
+	}
+	return n, err
 }

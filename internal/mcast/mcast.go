@@ -3,9 +3,9 @@
 // joins, sends and receives datagrams, and knows how large one may be. It must
 // not know what a datagram holds.
 //
-// On the wire it is the C daemon (Jool 4.1.9 and 4.1.15): one socket bound to
-// the group's own address and port, so that datagrams leave from that port with
-// the source address that the kernel selects for the interface; loopback off.
+// On the wire it is the C daemon (Jool 4.1.9 and 4.1.15): sockets bound to the
+// group's own address and port, so that datagrams leave from that port with the
+// source address that the kernel selects for the interface; loopback off.
 // What it adds is heard by nobody: sockets are bound to their device and take
 // their own group alone, and a datagram that does not fit is refused instead
 // of fragmented.
@@ -70,7 +70,7 @@ type Conn struct {
 	routes  *router // only where the kernel chooses
 	joined  int     // the index of in, also where the kernel has chosen it
 	read    *net.UDPConn
-	write   *net.UDPConn // read, unless in and out differ
+	write   *net.UDPConn
 	rx      *receiver
 	tx      *sender
 
@@ -79,6 +79,7 @@ type Conn struct {
 	probeMu sync.Mutex // one look at the path at a time
 	probe   *net.UDPConn
 	path    atomic.Pointer[path]
+	lost    atomic.Bool // there was none at the last look
 
 	dropsMu sync.Mutex
 	drops   uint64
@@ -143,9 +144,14 @@ func (c *Conn) check(cfg Config) error {
 func (c *Conn) Close() error {
 	var errs [4]error
 	if c.read != nil {
+		// A socket that is joined on an index leaves it when it ends, and it may
+		// end late, in a process that is just being forked: by then the next Conn
+		// has joined, maybe on another interface of this index.
+		m, _ := c.multicaster(c.read)
+		_ = m.LeaveGroup(&net.Interface{Index: c.joined}, &net.UDPAddr{IP: c.group.Addr().AsSlice()})
 		errs[0] = c.read.Close()
 	}
-	if c.write != nil && c.write != c.read {
+	if c.write != nil {
 		errs[1] = c.write.Close()
 	}
 	if c.probe != nil {

@@ -115,7 +115,8 @@ func (c *Conn) MaxPayload() int {
 
 // Refresh looks at the path again. Write does so by itself when a datagram turns
 // out too large; that larger ones have come to fit is noticed only here. If there
-// is no path, MaxPayload and Local stay what they were.
+// is no path, MaxPayload and Local stay what they were, and Write looks again before
+// it sends.
 func (c *Conn) Refresh() error {
 	c.probeMu.Lock()
 	defer c.probeMu.Unlock()
@@ -124,6 +125,7 @@ func (c *Conn) Refresh() error {
 		p, err = c.findPath(fd)
 		return err
 	})
+	c.lost.Store(err != nil)
 	if err != nil {
 		return c.fail("find the path to", c.out.name, explain(err, c.out))
 	}

@@ -12,19 +12,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openSockets opens the one socket that the C daemon has, or, since a socket is
-// bound to one device, a second one to send with where in and out differ.
+// openSockets opens a socket to listen on and one to send with, both bound to the
+// group. The C daemon has one for both; but a socket is bound to one device, and
+// one that asks for errors gets those that strangers forge, too.
 func (c *Conn) openSockets(cfg Config) (err error) {
-	if c.read, err = c.socket(cfg, c.in, !cfg.NoReuse); err == nil {
+	if c.read, err = c.socket(c.in, !cfg.NoReuse); err == nil {
+		_ = control(c.read, func(fd int) error {
+			grow(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, cfg.ReadBuffer)
+			return nil
+		})
 		err = c.join()
 	}
 	if err != nil {
 		return c.fail("join", c.in.name, explain(err, c.in))
 	}
-	if c.write = c.read; c.in.index != c.out.index {
-		c.write, err = c.secondSocket(cfg)
-	}
-	if err == nil {
+	if c.write, err = c.secondSocket(cfg); err == nil {
 		err = c.limitReach(cfg.TTL)
 	}
 	if err == nil {
@@ -38,9 +40,9 @@ func (c *Conn) openSockets(cfg Config) (err error) {
 	return nil
 }
 
-// secondSocket opens a socket that is joined to nothing and so hears nothing. To
-// be bound where the first one is, it must share the address with it; where others
-// are to be kept off, only until then.
+// secondSocket opens the socket to send with. It is joined to nothing and so hears
+// nothing. To be bound where the first one is, it must share the address with it;
+// where others are to be kept off, only until then.
 func (c *Conn) secondSocket(cfg Config) (*net.UDPConn, error) {
 	share := func(conn *net.UDPConn, on int) error {
 		return control(conn, func(fd int) error {
@@ -50,11 +52,27 @@ func (c *Conn) secondSocket(cfg Config) (*net.UDPConn, error) {
 	if err := share(c.read, 1); err != nil {
 		return nil, err
 	}
-	conn, err := c.socket(cfg, c.out, true)
-	if err == nil && cfg.NoReuse {
-		err = errors.Join(share(c.read, 0), share(conn, 0))
+	conn, err := c.socket(c.out, true)
+	if err != nil {
+		return nil, err
 	}
-	return conn, err
+	if cfg.NoReuse {
+		if err := errors.Join(share(c.read, 0), share(conn, 0)); err != nil {
+			return conn, err
+		}
+	}
+	// Only who asks for errors is told when the interface's queue was full. What
+	// the kernel keeps of them lies in the receive buffer, unread, and is bounded by
+	// that.
+	o := option{"IPV6_RECVERR", unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1}
+	if c.group.Addr().Is4() {
+		o = option{"IP_RECVERR", unix.IPPROTO_IP, unix.IP_RECVERR, 1}
+	}
+	return conn, control(conn, func(fd int) error {
+		grow(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, cfg.WriteBuffer)
+		grow(fd, unix.SO_RCVBUF, unix.SO_RCVBUF, 0) // the least there is
+		return o.set(fd)
+	})
 }
 
 // option is a socket option that takes an integer.
@@ -63,16 +81,23 @@ type option struct {
 	level, name, value int
 }
 
+func (o option) set(fd int) error {
+	if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
+		return fmt.Errorf("set %s to %d: %w", o.text, o.value, err)
+	}
+	return nil
+}
+
 // socket opens a UDP socket that is bound to the group and to dev.
-func (c *Conn) socket(cfg Config, dev device, share bool) (*net.UDPConn, error) {
+func (c *Conn) socket(dev device, share bool) (*net.UDPConn, error) {
 	return udpSocket(c.group.Addr(), func(fd int) error {
-		return c.bind(fd, cfg, dev, share)
+		return c.bind(fd, dev, share)
 	})
 }
 
 // bind binds a socket to the group and to dev. The options are those that must be
 // set first and that x/net lacks.
-func (c *Conn) bind(fd int, cfg Config, dev device, share bool) error {
+func (c *Conn) bind(fd int, dev device, share bool) error {
 	options := []option{
 		{"IP_MULTICAST_ALL", unix.IPPROTO_IP, unix.IP_MULTICAST_ALL, 0},
 		{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO},
@@ -89,8 +114,8 @@ func (c *Conn) bind(fd int, cfg Config, dev device, share bool) error {
 		options = append(options, option{"SO_REUSEADDR", unix.SOL_SOCKET, unix.SO_REUSEADDR, 1})
 	}
 	for _, o := range options {
-		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
-			return fmt.Errorf("set %s to %d: %w", o.text, o.value, err)
+		if err := o.set(fd); err != nil {
+			return err
 		}
 	}
 	if dev.index != 0 {
@@ -98,14 +123,13 @@ func (c *Conn) bind(fd int, cfg Config, dev device, share bool) error {
 			return fmt.Errorf("bind to the device (before Linux 5.7 it takes CAP_NET_RAW): %w", err)
 		}
 	}
-	grow(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, cfg.ReadBuffer)
-	grow(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, cfg.WriteBuffer)
 	return os.NewSyscallError("bind", unix.Bind(fd, sockaddr(c.group, dev)))
 }
 
 // multicaster is what ipv4.PacketConn and ipv6.PacketConn have in common.
 type multicaster interface {
 	JoinGroup(*net.Interface, net.Addr) error
+	LeaveGroup(*net.Interface, net.Addr) error
 	SetMulticastInterface(*net.Interface) error
 	SetMulticastLoopback(on bool) error
 }
