@@ -105,6 +105,11 @@ func FuzzAnswers(f *testing.F) {
 	f.Add(uint8(8), session.Enc4111.Append(nil, &s[0], p))
 	f.Add(uint8(0), slices.Concat([]byte{32, 0, 1, 128, 16, 0, 5, 128, 8, 0, 1, 0, 192, 0, 2, 1, 5, 0, 2, 0, 24, 0, 0, 0},
 		[]byte{6, 0, 6, 0, 1, 0, 0, 0}))
+	static := slices.Concat([]byte{72, 0, 1, 128}, // the BIB entry that is to be removed
+		[]byte{32, 0, 1, 128, 20, 0, 1, 0, 0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 6, 0, 2, 0, 1, 0, 0, 0},
+		[]byte{20, 0, 2, 128, 8, 0, 1, 0, 192, 0, 2, 1, 6, 0, 2, 0, 1, 0, 0, 0}, []byte{5, 0, 3, 0, 1, 0, 0, 0}, []byte{5, 0, 4, 0, 1, 0, 0, 0})
+	f.Add(uint8(0), static)
+	f.Add(uint8(0), static[:len(static)-8])
 	f.Fuzz(func(t *testing.T, flags uint8, attrs []byte) {
 		k, _, c := dial(t, "4.1.15")
 		k.Intercept(func(uint8, []byte) (nlchantest.Answer, bool) {

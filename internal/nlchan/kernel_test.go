@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -149,7 +150,22 @@ func bindingOf(s session.Session) nlchan.BIBEntry {
 	}
 }
 
+const inUserNamespace = "NLCHAN_IN_USER_NAMESPACE"
+
+// dialInUserNamespace is what a test of TestKernel has its own program do.
+func dialInUserNamespace(t *testing.T) {
+	_, err := nlchan.Dial("edge")
+	if !errors.Is(err, nlchan.ErrPermission) || !strings.Contains(err.Error(), "is in a user namespace") {
+		t.Errorf("got %v", err)
+	}
+	t.Log(err)
+}
+
 func TestKernel(t *testing.T) {
+	if os.Getenv(inUserNamespace) != "" {
+		dialInUserNamespace(t)
+		return
+	}
 	if _, err := os.Stat("/etc/jool-version"); err != nil {
 		t.Fatal("this is not the lab's guest: ", err)
 	}
@@ -198,7 +214,11 @@ func TestKernel(t *testing.T) {
 			if err != nil || s.Sessions != uint64(n) || s.BIBs == 0 || s.BIBs > s.Sessions {
 				t.Errorf("%+v, %v", s, err)
 			}
-			t.Logf("%+v", s)
+			before := time.Now()
+			if err := c.Update(ctx, settings(map[nlchan.Knob]uint32{nlchan.SSCapacity: 16384})); err != nil {
+				t.Error(err)
+			}
+			t.Logf("%+v; a setting was changed in %v", s, time.Since(before))
 		}
 	})
 
@@ -480,11 +500,21 @@ func TestKernel(t *testing.T) {
 
 	t.Run("leaves other instances' messages alone", func(t *testing.T) {
 		edge := instance(t)
-		// A namespace has one instance of each framework; not every build has iptables.
-		if out, err := exec.Command("jool", "instance", "add", "edg", "--iptables", "--pool6", "2001:db8:64::/96").CombinedOutput(); err != nil {
-			t.Logf("no second instance in this namespace: %s", out)
+		// A namespace has one instance of each framework, and Debian's 4.1.13 is
+		// built without iptables: no instance shares its namespace there.
+		const second = "jool instance add edg --iptables --pool6 2001:db8:64::/96"
+		if edge.Module().Version == (nlchan.Version{Major: 4, Minor: 1, Revision: 13}) {
+			for add, why := range map[string]string{
+				second: "Netfilter is the only available instance framework",
+				strings.Replace(second, "iptables", "netfilter", 1): "already has a Netfilter Jool instance",
+			} {
+				if out, err := exec.Command("sh", "-c", add).CombinedOutput(); err == nil || !strings.Contains(string(out), why) {
+					t.Errorf("`%s`: %v: %s", add, err, out)
+				}
+			}
 			return
 		}
+		sh(t, second)
 		sh(t, "jool -i edg global update ss-enabled true")
 		defer sh(t, "jool instance remove edg")
 		other, err := nlchan.Dial("edg")
@@ -508,6 +538,46 @@ func TestKernel(t *testing.T) {
 		}
 		if n := other.Counters(); n.Foreign < 3 || n.ACKs != 0 {
 			t.Errorf("counted %+v", n)
+		}
+	})
+
+	t.Run("loses what a full buffer has no room for", func(t *testing.T) {
+		instance(t)
+		c, err := nlchan.Dial("edge", nlchan.ReadBuffer(4<<10))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetReadDeadline(time.Now().Add(time.Minute))
+		// A message for nearly each packet, acknowledged or not.
+		if err := c.Update(ctx, settings(map[nlchan.Knob]uint32{nlchan.SSFlushDeadline: 0})); err != nil {
+			t.Fatal(err)
+		}
+		pings := "ip netns exec n6 ping -c 50 -i 0.02 64:ff9b::192.0.2.8"
+		sh(t, pings)
+		buf := make([]byte, nlchan.MessageSize)
+		if _, err := c.Receive(buf); !errors.Is(err, nlchan.ErrOverrun) {
+			t.Fatalf("got %v", err)
+		}
+		before := c.Counters().Drops
+		sh(t, pings) // all of it is lost: the buffer has not been emptied
+		drops := c.Counters().Drops
+		if before < 10 || drops < before+10 {
+			t.Errorf("%d drops, then %d", before, drops)
+		}
+		c.SetReadDeadline(time.Now().Add(time.Second))
+		held := 0
+		for ; err == nil; held++ {
+			_, err = c.Receive(buf)
+		}
+		if err != os.ErrDeadlineExceeded {
+			t.Error(err)
+		}
+		t.Logf("%d messages were held, %d and %d lost", held-1, before, drops-before)
+		c.SetReadDeadline(time.Now().Add(time.Minute))
+		sh(t, "ip netns exec n6 ping -c 1 64:ff9b::192.0.2.8")
+		if m, err := c.Receive(buf); err != nil || len(m.Entries) == 0 {
+			t.Errorf("afterwards: %+v, %v", m, err)
 		}
 	})
 
@@ -546,6 +616,22 @@ func TestKernel(t *testing.T) {
 			t.Errorf("got %v", err)
 		} else {
 			t.Log(err)
+		}
+	})
+
+	t.Run("refuses a user namespace's root", func(t *testing.T) {
+		instance(t)
+		child := exec.Command(os.Args[0], "-test.run=^TestKernel$", "-test.v")
+		child.Env = append(os.Environ(), inUserNamespace+"=1")
+		child.SysProcAttr = &syscall.SysProcAttr{
+			Cloneflags:  syscall.CLONE_NEWUSER,
+			UidMappings: []syscall.SysProcIDMap{{Size: 1}},
+			GidMappings: []syscall.SysProcIDMap{{Size: 1}},
+		}
+		if out, err := child.CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		} else {
+			t.Logf("%s", out)
 		}
 	})
 

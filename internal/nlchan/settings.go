@@ -134,7 +134,7 @@ func (c *Conn) Update(ctx context.Context, s Settings) error {
 		case k.isBool() && value > 1:
 			return c.fail(op, fmt.Errorf("%s is 0 or 1, not %d", k, value))
 		case k.isBool():
-			a.Data = nlenc.Uint8Bytes(uint8(value))
+			a.Data = []byte{uint8(value)}
 		}
 		attrs = append(attrs, a)
 	}
