@@ -223,9 +223,11 @@ func (t *Table) due(r *record, now int64) (due, refresh bool) {
 // add makes a record of a session of this kernel. What contradicts it has left
 // the kernel. It is 0 when there is room neither to remember nor to wait.
 func (t *Table) add(k *key, h uint64, now int64) uint32 {
-	for rival := t.rival(k); rival != 0; rival = t.rival(k) {
-		t.counts.Displaced++
-		t.forgetRing(rival)
+	for _, rival := range t.rivals(k) {
+		if rival != 0 {
+			t.counts.Displaced++
+			t.forgetRing(rival)
+		}
 	}
 	room := t.room(now)
 	slot := t.insert(k, h)
@@ -336,7 +338,7 @@ func (t *Table) Unsent(s []session.Session, retry bool) {
 		h := t.secret.hash(&k)
 		slot := t.find(&k, h)
 		if slot == 0 {
-			if !retry || t.rival(&k) != 0 {
+			if !retry || t.rivals(&k) != [2]uint32{} {
 				continue
 			}
 			if slot = t.add(&k, h, t.now); slot == 0 {
@@ -455,16 +457,25 @@ func (t *Table) Sweep(dst, from []session.Session, base, begun time.Time, all bo
 
 // contradicted tells whether a BIB entry other than k's has been heard of since.
 func (t *Table) contradicted(k *key, since int64) bool {
-	rival := t.rival(k)
-	if rival == 0 {
-		return false
-	}
-	slot := rival
-	for range ringSearch {
-		if r := t.at(slot); r.announced.get() >= since || r.shared.get() >= since {
+	for _, rival := range t.rivals(k) {
+		if rival != 0 && t.any(rival, func(r *record) bool {
+			return r.announced.get() >= since || r.shared.get() >= since
+		}) {
 			return true
 		}
-		if slot = t.ring(slot).next; slot == rival {
+	}
+	return false
+}
+
+// any tells whether something is so of a session of slot's BIB entry. It is
+// taken to be where there are more of them than can be looked at.
+func (t *Table) any(slot uint32, is func(*record) bool) bool {
+	first := slot
+	for range ringSearch {
+		if is(t.at(slot)) {
+			return true
+		}
+		if slot = t.ring(slot).next; slot == first {
 			return false
 		}
 	}
@@ -535,10 +546,13 @@ func (t *Table) judge(from uint32, s *session.Session, now int64) (Verdict, BIB)
 		}
 	}
 	if slot == 0 {
-		if rival := t.rival(&k); rival != 0 && t.stands(rival, now) {
-			return Conflict, t.bib(rival, now)
-		} else if rival != 0 {
-			return t.judge(from, s, now) // it was dead, and is gone
+		for _, rival := range t.rivals(&k) {
+			if rival == 0 {
+				continue
+			}
+			if standing := t.standing(rival, now); standing != 0 {
+				return Conflict, t.bib(standing, now)
+			}
 		}
 		if !t.room(now) {
 			t.counts.Full++
@@ -556,6 +570,8 @@ func (t *Table) judge(from uint32, s *session.Session, now int64) (Verdict, BIB)
 	r.share(kind, dies, now)
 	r.here, r.from, r.seen = kind, from, t.sweep
 	r.dies.set(dies)
+	t.unqueue(slot) // this is newer
+	t.settle(slot)
 	return Inject, BIB{}
 }
 
@@ -570,8 +586,7 @@ func (r *record) knownAs(k kind) int64 {
 
 // compare judges what a peer says of a session that is in the table and alive.
 func (t *Table) compare(r *record, from uint32, k kind, dies, now int64) Verdict {
-	announced := r.announced.get()
-	if announced > 0 && now-announced < t.ownFor {
+	if t.own(r, now) {
 		return Own
 	}
 	mine, l := r.dies.get(), t.limitsOf(r.proto(), k)
@@ -589,7 +604,7 @@ func (t *Table) compare(r *record, from uint32, k kind, dies, now int64) Verdict
 		return Inject
 	}
 	updated := dies - l.timeout
-	if updated+older < announced {
+	if at := r.announced.get(); at > 0 && updated+older < at {
 		return Stale
 	}
 	was := t.limitsOf(r.proto(), r.here).timeout
@@ -599,39 +614,33 @@ func (t *Table) compare(r *record, from uint32, k kind, dies, now int64) Verdict
 	return Inject
 }
 
-// stands tells whether slot's BIB entry may still be in the kernel. Those of its
-// sessions that are found dead are forgotten.
-func (t *Table) stands(slot uint32, now int64) bool {
-	for {
-		if t.at(slot).dies.get()+linger > now {
-			return true
-		}
+// standing is a session of slot's BIB entry for which that may still be in the
+// kernel, or 0. Those that it finds dead before are forgotten.
+func (t *Table) standing(slot uint32, now int64) uint32 {
+	for t.at(slot).dies.get()+linger <= now {
 		next := t.ring(slot).next
 		t.forget(slot)
 		if next == slot {
-			return false
+			return 0
 		}
 		slot = next
 	}
+	return slot
 }
 
-// bib is slot's BIB entry. One with more sessions than can be looked at is taken
-// for this kernel's own.
+// bib is slot's BIB entry.
 func (t *Table) bib(slot uint32, now int64) BIB {
 	s := t.at(slot).session()
-	b := BIB{Proto: s.Proto, Src6: s.Src6, Src4: s.Src4, Src6Port: s.Src6Port, Src4Port: s.Src4Port}
-	first := slot
-	for range ringSearch {
-		if at := t.at(slot).announced.get(); at > 0 && now-at < t.ownFor {
-			b.Own = true
-			return b
-		}
-		if slot = t.ring(slot).next; slot == first {
-			return b
-		}
+	return BIB{
+		Proto: s.Proto, Src6: s.Src6, Src4: s.Src4, Src6Port: s.Src6Port, Src4Port: s.Src4Port,
+		Own: t.any(slot, func(r *record) bool { return t.own(r, now) }),
 	}
-	b.Own = true
-	return b
+}
+
+// own tells whether this kernel announced a session just now.
+func (t *Table) own(r *record, now int64) bool {
+	at := r.announced.get()
+	return at > 0 && now-at < t.ownFor
 }
 
 // RemoveBIB forgets all sessions of a BIB entry that is no longer in the kernel.
@@ -658,10 +667,10 @@ func (t *Table) Refused(s []session.Session) {
 }
 
 // Expire forgets sessions that are dead. Called once a second, it gets through
-// the table in about half a minute; one call takes a bounded time.
+// a table of up to two million in half a minute; one call takes a bounded time.
 func (t *Table) Expire(now time.Time) {
 	ms := t.tick(now)
-	slots := int64(t.top)*(ms-t.looked)/lap + 1
+	slots := int64(t.top)*min(ms-t.looked, lap)/lap + 1
 	t.looked = ms
 	t.reap(int(min(slots, lookAtMost)), forgetAtMost, ms)
 }
@@ -673,12 +682,12 @@ func (t *Table) reap(slots, sessions int, now int64) {
 			t.hand = 1
 		}
 		r := t.at(t.hand)
-		if r.flags&inUse == 0 {
+		if r.flags&inUse == 0 || r.waits != 0 {
 			continue
 		}
 		switch {
 		case r.dies.get()+linger <= now:
-		case t.vanished(r) && r.waits == 0:
+		case t.vanished(r):
 			t.counts.Vanished++
 		default:
 			continue

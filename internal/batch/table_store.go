@@ -115,16 +115,16 @@ func (t *Table) findMask(k *key) uint32 {
 	return 0
 }
 
-// rival is the slot of a session of another BIB entry that claims k's IPv6 or
-// IPv4 transport address, or 0.
-func (t *Table) rival(k *key) uint32 {
+// rivals are the sessions, each one of its BIB entry, that have k's IPv4 or IPv6
+// transport address but not the other. Where there is none it is 0.
+func (t *Table) rivals(k *key) (r [2]uint32) {
 	if slot := t.findMask(k); slot != 0 && !t.at(slot).sameNode(k) {
-		return slot
+		r[0] = slot
 	}
 	if slot := t.findNode(k); slot != 0 && !t.at(slot).sameMask(k) {
-		return slot
+		r[1] = slot
 	}
-	return 0
+	return r
 }
 
 // insert makes a record for a session that has none, and that no BIB entry in
