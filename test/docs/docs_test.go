@@ -91,7 +91,7 @@ func TestLinksBetweenTheDocumentsLeadSomewhere(t *testing.T) {
 func TestTheMakeTargetsThatAreSpokenOfExist(t *testing.T) {
 	makefile := read(t, "Makefile")
 	spoken := regexp.MustCompile("(?m)(?:^    |`)(?:sudo )?make ([a-z-]+)")
-	for _, path := range []string{"README.md", "docs/ARCHITECTURE.md", "docs/PROTOCOL.md"} {
+	for _, path := range []string{"README.md", "docs/ARCHITECTURE.md", "docs/OPERATIONS.md", "docs/PROTOCOL.md"} {
 		for _, m := range spoken.FindAllStringSubmatch(read(t, path), -1) {
 			if !strings.Contains(makefile, "\n"+m[1]+":") {
 				t.Errorf("%s: make %s: there is no such target", path, m[1])
