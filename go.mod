@@ -3,6 +3,7 @@ module joold
 go 1.25.0
 
 require (
+	github.com/coreos/go-systemd/v22 v22.6.0
 	github.com/mdlayher/genetlink v1.4.0
 	github.com/mdlayher/netlink v1.11.2
 	github.com/spf13/pflag v1.0.10

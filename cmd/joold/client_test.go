@@ -76,7 +76,8 @@ func sampleStatus() *control.Status {
 	return &control.Status{
 		Version: "1.0", PID: 7, Uptime: 90,
 		Instance: control.Instance{Name: "edge", InService: true, Module: "4.1.15", Encoding: "4.1.13", Pool6: "64:ff9b::/96", SyncEnabled: true},
-		Network:  control.Network{Group: "[ff08::1]:6400", In: "eth2", Out: "eth2", Source: "fe80::4", MTU: 1500, Wire: "4.1.13"},
+		Network:  control.Network{Group: "[ff08::1]:6400", In: "eth2", Out: "eth2", Source: "fe80::4", MTU: 1500, Wire: "4.1.13", ReadBuffer: 8 << 20, WriteBuffer: 4 << 20},
+		Table:    control.Table{Sessions: 38, Pending: 2, HeldBack: 900},
 		Kernel:   control.Kernel{Messages: 3, Sessions: 40, Bytes: 1600},
 		Net: control.Net{
 			SentSessions: 40, SentDatagrams: 2, SentBytes: 1600,
@@ -98,7 +99,8 @@ func TestStatusIsReadableAtAGlance(t *testing.T) {
 instance   edge: in service, Jool 4.1.15 (encoding 4.1.13), pool6 64:ff9b::/96
 group      [ff08::1]:6400, in eth2, out eth2
            from fe80::4, MTU 1500, sending encoding 4.1.13
-           socket buffers 0 KiB in, 0 KiB out
+           socket buffers 8192 KiB in, 4096 KiB out
+table      38 sessions remembered, 2 wait to be sent; 900 announcements held back
 kernel     announced 40 sessions in 3 messages, 1600 bytes
            took in 0 sessions in 0 messages; 0 wait
 network    sent 40 sessions in 2 datagrams, 1600 bytes
@@ -116,10 +118,11 @@ peers      fe80::5%eth2, encoding 4.1.11, heard 1.2s ago: 30 sessions in 4 datag
 func TestStatusNamesWhatIsWaitedForAndWhatIsOff(t *testing.T) {
 	s := sampleStatus()
 	s.Instance = control.Instance{Name: "edge", WaitingFor: "no such instance"}
+	s.Network = control.Network{Group: "ff08::1", WaitingFor: "no such interface"}
 	s.Peers, s.Net.SendErrors, s.Net.Refused = nil, nil, nil
 	var b strings.Builder
 	writeStatus(&b, s)
-	for _, want := range []string{"edge: out of service: no such instance\n", "errors     none\n", "peers      none heard\n"} {
+	for _, want := range []string{"edge: out of service: no such instance\n", "away: no such interface\n", "errors     none\n", "peers      none heard\n"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in:\n%s", want, &b)
 		}

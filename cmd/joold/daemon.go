@@ -2,6 +2,11 @@ package main
 
 import (
 	"context"
+	"log/slog"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
 
 	"github.com/spf13/pflag"
 
@@ -41,17 +46,23 @@ Example:
 				if err != nil {
 					return usageError{err}
 				}
-				return serve(ctx, e, cfg)
+				args := slices.Clone(e.args)
+				return serve(ctx, e, cfg, func() (*config.Config, error) { return flags.Config(args) })
 			}
 		},
 	}
 }
 
-// serve runs the daemon until ctx ends.
-func serve(ctx context.Context, e *env, cfg *config.Config) error {
-	log := logging.New(e.stderr, cfg.LogLevel, cfg.LogJSON)
+// serve runs the daemon until ctx ends. SIGHUP has load called again.
+func serve(ctx context.Context, e *env, cfg *config.Config, load func() (*config.Config, error)) error {
+	level := new(slog.LevelVar)
+	level.Set(cfg.LogLevel)
+	log := logging.New(e.stderr, level, cfg.LogJSON)
 	for _, w := range cfg.Warnings {
 		log.Warn(w)
 	}
-	return daemon.Run(ctx, cfg, ownVersion(), log)
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	return daemon.Run(ctx, cfg, daemon.Options{Version: ownVersion(), Log: log, Level: level, Hangup: hangup, Load: load})
 }

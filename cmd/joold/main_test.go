@@ -267,7 +267,7 @@ func TestTheManualHasEveryFlagAndNoOther(t *testing.T) {
 			if f.Name == "help" && c.name != "" {
 				return // told once for all
 			}
-			entry := `\fB\-\-` + f.Name + `\fR`
+			entry := `\fB\-\-` + strings.ReplaceAll(f.Name, "-", `\-`) + `\fR`
 			if f.Shorthand != "" {
 				entry = `\fB\-` + f.Shorthand + `\fR, ` + entry
 			}
@@ -281,14 +281,14 @@ func TestTheManualHasEveryFlagAndNoOther(t *testing.T) {
 				t.Errorf("%s: %s: the default, %s, is not told", heading, entry, def)
 			}
 		})
-		for _, m := range regexp.MustCompile(`\.TP\n.*\\fB\\-\\-([a-z.]+)\\fR`).FindAllStringSubmatch(part, -1) {
-			if flags.Lookup(m[1]) == nil {
+		for _, m := range regexp.MustCompile(`\.TP\n.*\\fB\\-\\-([a-z.\\-]+)\\fR`).FindAllStringSubmatch(part, -1) {
+			if flags.Lookup(strings.ReplaceAll(m[1], `\-`, "-")) == nil {
 				t.Errorf("%s: there is no flag --%s", heading, m[1])
 			}
 		}
 	}
-	for _, m := range regexp.MustCompile(`\\-\\-([a-z][a-z.]*[a-z])`).FindAllStringSubmatch(text, -1) {
-		if !known[m[1]] {
+	for _, m := range regexp.MustCompile(`\\-\\-([a-z](?:[a-z.]|\\-)*[a-z])`).FindAllStringSubmatch(text, -1) {
+		if !known[strings.ReplaceAll(m[1], `\-`, "-")] {
 			t.Errorf("the manual speaks of --%s, which no command has", m[1])
 		}
 	}

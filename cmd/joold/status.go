@@ -75,8 +75,15 @@ func writeStatus(w io.Writer, s *control.Status) error {
 	}
 	n := s.Network
 	line("group", "%s, in %s, out %s", n.Group, kernelsChoice(n.In), kernelsChoice(n.Out))
-	line("", "from %s, MTU %d, sending encoding %s", n.Source, n.MTU, n.Wire)
-	line("", "socket buffers %d KiB in, %d KiB out", n.ReadBuffer>>10, n.WriteBuffer>>10)
+	if n.WaitingFor != "" {
+		line("", "away: %s", n.WaitingFor)
+	}
+	if n.MTU > 0 {
+		line("", "from %s, MTU %d, sending encoding %s", n.Source, n.MTU, n.Wire)
+		line("", "socket buffers %d KiB in, %d KiB out", n.ReadBuffer>>10, n.WriteBuffer>>10)
+	}
+	t := s.Table
+	line("table", "%d sessions remembered, %d wait to be sent; %d announcements held back", t.Sessions, t.Pending, t.HeldBack)
 	k := s.Kernel
 	line("kernel", "announced %d sessions in %d messages, %d bytes", k.Sessions, k.Messages, k.Bytes)
 	line("", "took in %d sessions in %d messages; %d wait", k.Injected, k.AddMessages, k.Waiting)
@@ -84,7 +91,9 @@ func writeStatus(w io.Writer, s *control.Status) error {
 	line("", "heard %d sessions in %d datagrams, %d bytes", s.Net.RcvdSessions, s.Net.RcvdDatagrams, s.Net.RcvdBytes)
 
 	line("errors", "%s", cmp.Or(joinCounts(
-		count("kernel overruns", k.Overruns), count("malformed kernel messages", k.Malformed),
+		count("kernel overruns", k.Overruns), count("announcements dropped by the module", k.QueueDrops),
+		count("sessions that found no room in the table", t.Full), count("refreshes dropped", t.DroppedRefreshes),
+		count("sessions left to a sweep", t.DroppedNews), counts("datagrams refused", s.Net.Strays), count("malformed kernel messages", k.Malformed),
 		counts("unreadable kernel entries", k.Unreadable), count("injections refused", k.AddErrors),
 		count("sessions dropped before the kernel", k.Dropped), count("sessions that died before it", k.Expired),
 		count("sessions that this module would misread", k.Unfit),

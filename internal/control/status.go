@@ -11,6 +11,7 @@ type Status struct {
 	Uptime   float64   `json:"uptime_seconds"`
 	Instance Instance  `json:"instance"`
 	Network  Network   `json:"network"`
+	Table    Table     `json:"table"`
 	Kernel   Kernel    `json:"kernel"`
 	Net      Net       `json:"net"`
 	Peers    []Peer    `json:"peers"`
@@ -28,8 +29,25 @@ type Instance struct {
 	AnyMask     bool   `json:"masquerades"` // pool4 is empty: entries' masks are not checked
 }
 
+// Table is what is remembered of sessions, and what of it waits to be sent.
+type Table struct {
+	Sessions         int    `json:"sessions"`          // remembered
+	Limit            int    `json:"limit"`             // of them
+	Full             uint64 `json:"full"`              // sessions that found no room to be remembered
+	Pending          int    `json:"pending"`           // waiting to be sent
+	PendingLimit     int    `json:"pending_limit"`     // of them
+	HeldBack         uint64 `json:"held_back"`         // announcements that told peers nothing, and were not sent
+	DroppedRefreshes uint64 `json:"dropped_refreshes"` // refreshes that found no room to wait
+	DroppedNews      uint64 `json:"dropped_news"`      // other sessions that did not; the next sweep sends them
+	Died             uint64 `json:"died"`              // sessions whose life ended while they waited
+	Displaced        uint64 `json:"displaced"`         // BIB entries forgotten, since the kernel announced others in their place
+	Vanished         uint64 `json:"vanished"`          // sessions forgotten, since the kernel's table no longer has them
+	Sweeps           uint64 `json:"sweeps"`            // times that the kernel's table was read through
+}
+
 // Network is the multicast group and how it is reached.
 type Network struct {
+	WaitingFor  string `json:"waiting_for,omitempty"` // why nothing passes
 	Group       string `json:"group"`
 	In          string `json:"in"`
 	Out         string `json:"out"`
@@ -43,36 +61,41 @@ type Network struct {
 
 // Kernel counts what passes between the daemon and the module.
 type Kernel struct {
-	Messages    uint64            `json:"messages"`     // heard on the joold channel
-	Sessions    uint64            `json:"sessions"`     // announced in them
-	Bytes       uint64            `json:"bytes"`        // of entries in them
-	Unreadable  map[string]uint64 `json:"unreadable"`   // entries, by defect
-	Overruns    uint64            `json:"overruns"`     // times that the netlink socket overflowed
-	Foreign     uint64            `json:"foreign"`      // messages of other instances
-	Malformed   uint64            `json:"malformed"`    // messages without sense
-	Injected    uint64            `json:"injected"`     // sessions given to the module
-	AddMessages uint64            `json:"add_messages"` // in so many messages
-	AddErrors   uint64            `json:"add_errors"`   // messages that the module refused
-	Waiting     int               `json:"waiting"`      // sessions waiting for the module
-	Dropped     uint64            `json:"dropped"`      // sessions that found no room to wait, or no instance when they had
-	Expired     uint64            `json:"expired"`      // sessions that died before the module could take them
-	Unfit       uint64            `json:"unfit"`        // sessions that this module would misread: 4.1.12 and a pool6 other than a /96
+	Messages     uint64            `json:"messages"`      // heard on the joold channel
+	Sessions     uint64            `json:"sessions"`      // announced in them
+	Bytes        uint64            `json:"bytes"`         // of entries in them
+	Unreadable   map[string]uint64 `json:"unreadable"`    // entries, by defect
+	Overruns     uint64            `json:"overruns"`      // times that the netlink socket overflowed
+	QueueDrops   uint64            `json:"queue_drops"`   // announcements that the module's full queue dropped (4.1.12 and later count them)
+	Foreign      uint64            `json:"foreign"`       // messages of other instances
+	Malformed    uint64            `json:"malformed"`     // messages without sense
+	Injected     uint64            `json:"injected"`      // sessions given to the module
+	AddMessages  uint64            `json:"add_messages"`  // in so many messages
+	AddErrors    uint64            `json:"add_errors"`    // messages that the module refused
+	Waiting      int               `json:"waiting"`       // sessions waiting for the module
+	WaitingLimit int               `json:"waiting_limit"` // of them
+	Dropped      uint64            `json:"dropped"`       // sessions that found no room to wait, or no instance when they had
+	Expired      uint64            `json:"expired"`       // sessions that died before the module could take them
+	Unfit        uint64            `json:"unfit"`         // sessions that this module would misread: 4.1.12 and a pool6 other than a /96
 }
 
 // Net counts what passes between the daemon and the network.
 type Net struct {
-	SentDatagrams uint64            `json:"sent_datagrams"`
-	SentSessions  uint64            `json:"sent_sessions"`
-	SentBytes     uint64            `json:"sent_bytes"`
-	SendErrors    map[string]uint64 `json:"send_errors"` // datagrams, by error
-	RcvdDatagrams uint64            `json:"rcvd_datagrams"`
-	RcvdSessions  uint64            `json:"rcvd_sessions"` // entries that could be read
-	RcvdBytes     uint64            `json:"rcvd_bytes"`
-	Unreadable    map[string]uint64 `json:"unreadable"`   // entries, by defect
-	Refused       map[string]uint64 `json:"refused"`      // entries, by reason
-	Unserved      uint64            `json:"unserved"`     // datagrams heard while the instance was away
-	SocketDrops   uint64            `json:"socket_drops"` // datagrams lost for want of room in the socket
-	ReadErrors    uint64            `json:"read_errors"`
+	SentDatagrams  uint64            `json:"sent_datagrams"`
+	SentSessions   uint64            `json:"sent_sessions"`
+	SentBytes      uint64            `json:"sent_bytes"`
+	SendErrors     map[string]uint64 `json:"send_errors"` // datagrams, by error
+	RcvdDatagrams  uint64            `json:"rcvd_datagrams"`
+	RcvdSessions   uint64            `json:"rcvd_sessions"` // entries that could be read
+	RcvdBytes      uint64            `json:"rcvd_bytes"`
+	Unreadable     map[string]uint64 `json:"unreadable"`      // entries, by defect
+	Refused        map[string]uint64 `json:"refused"`         // entries, by reason
+	RefusedWaiting int               `json:"refused_waiting"` // of those refused for pool4, how many are kept for when it changes
+	Strays         map[string]uint64 `json:"strays"`          // datagrams not looked into, by reason
+	Verdicts       map[string]uint64 `json:"verdicts"`        // acceptable entries, by what was found about them
+	Unserved       uint64            `json:"unserved"`        // datagrams heard while the instance was away
+	SocketDrops    uint64            `json:"socket_drops"`    // datagrams lost for want of room in the socket
+	ReadErrors     uint64            `json:"read_errors"`
 }
 
 // Peer is a node that was heard.

@@ -26,9 +26,12 @@ type counters struct {
 	sentDatagrams, sentSessions, sentBytes atomic.Uint64
 	sendErrors                             errorCounts
 
+	kernelDrops, sweeps atomic.Uint64
+
 	rcvdDatagrams, rcvdSessions, rcvdBytes atomic.Uint64
 	rcvdBad                                [session.Defects]atomic.Uint64
 	refused                                [session.Refusals]atomic.Uint64
+	strays                                 [strays]atomic.Uint64
 	unserved, unfit                        atomic.Uint64
 	readErrors, socketDrops                atomic.Uint64 // the latter of closed groups
 }
@@ -87,8 +90,8 @@ func (c *errorCounts) add(err error) {
 		name = "ENODEV"
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		name = "timeout"
-	case errors.Is(err, net.ErrClosed):
-		name = "group closed"
+	case errors.Is(err, net.ErrClosed), errors.Is(err, errNoGroup):
+		name = "no group"
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -1,14 +1,17 @@
 // Package daemon owns the two ways of a session: from the kernel to the network
 // and from the network to the kernel. It wires the other packages together and
-// keeps them going while the module and the instance come and go. It does not
-// parse flags.
+// keeps them going while the module, the instance and the interface come and go.
+// It does not parse flags.
 package daemon
 
 import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
+	"math"
+	"net/netip"
+	"os"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -28,8 +31,11 @@ type kernel interface {
 	Receive(buf []byte) (nlchan.Message, error)
 	Ack() error
 	Add(s []session.Session, p session.Pool6) error
+	RemoveBIB(ctx context.Context, p session.Proto, src6, src4 netip.AddrPort) error
 	Sessions(ctx context.Context, proto session.Proto, p session.Pool6, page func([]session.Session) error) error
 	Globals(ctx context.Context) (nlchan.Globals, error)
+	Update(ctx context.Context, s nlchan.Settings) error
+	Stats(ctx context.Context) (nlchan.Stats, error)
 	Pool4(ctx context.Context) ([]nlchan.Pool4Entry, error)
 	StaticBIB(ctx context.Context) ([]nlchan.BIBEntry, error)
 	Counters() nlchan.Counters
@@ -49,7 +55,7 @@ type network interface {
 	SetWriteDeadline(t time.Time) error
 	Write(b []byte) error
 	MaxPayload() int
-	Refresh() error
+	Check() (mcast.Change, error)
 	SetReadDeadline(t time.Time) error
 	Local() mcast.Local
 	Drops() uint64
@@ -62,88 +68,100 @@ var (
 	_ network = (*mcast.Conn)(nil)
 )
 
+// Options are what the process around a Daemon gives it.
+type Options struct {
+	Version string
+	Log     *slog.Logger
+	Level   *slog.LevelVar // Log's, for a configuration that changes it
+
+	// Hangup asks for the configuration to be read again, which Load does.
+	Hangup <-chan os.Signal
+	Load   func() (*config.Config, error)
+}
+
 // Daemon serves one instance.
 type Daemon struct {
-	cfg     *config.Config
-	log     *slog.Logger
-	debug   bool // whether log takes debug lines: asked once, not per message
+	Options
+	fixed   *config.Config                // as it was at the start
+	live    atomic.Pointer[config.Config] // as it is now, where it may change while the daemon runs
 	limit   *logging.Limiter
-	version string
 	started time.Time
 
-	open       func() (network, error)
+	open       func(context.Context) (network, error)
 	dial       func() (kernel, error)
 	newWatcher func() (watcher, error)
-	current    atomic.Pointer[network]
-	link       atomic.Pointer[link] // the instance, while it is there
-	out        *outlet
-	sweeps     chan struct{} // holds a token for each advertisement that runs or waits
-	sweeping   chan struct{} // holds one while an advertisement runs
+	watchPath  func(ctx context.Context, changed func()) error // calls changed when an interface or an address has
+
+	current     atomic.Pointer[network] // the group, while it is there
+	link        atomic.Pointer[link]    // the instance, while it is there
+	pathChanged chan struct{}           // holds a token when an interface or address has changed
+	out         *outlet
+	repairs     repairs
+	sweeps      chan struct{} // holds a token for each advertisement that runs or waits
+	sweeping    chan struct{} // holds one while a sweep runs
 
 	flapInterval time.Duration // the pause when a link has ended at once
 
-	waitingFor atomic.Value // string; why there is no link
-	saidOff    atomic.Bool  // that the instance has session synchronization off
-	pathLost   atomic.Bool  // the path to the group was away
-	count      counters
-	peers      peers
+	condition condition
+	work      work
+	saidOff   atomic.Bool // that the instance has session synchronization off
+	count     counters
+	peers     peers
 }
 
-// Run serves until ctx ends. It fails at once when there is nothing to serve:
-// no module, no instance, no such interface, no privilege. Once in service, it
-// waits for whatever goes away to return.
-func Run(ctx context.Context, cfg *config.Config, version string, log *slog.Logger) error {
-	group, err := cfg.ResolveGroup(ctx)
-	if err != nil {
-		return err
+// Run serves until ctx ends. What is not there yet, or goes away, it waits for:
+// module, instance, interface, address. It fails at once when waiting will not
+// help: no privilege, no group that could be one, another daemon in its place.
+func Run(ctx context.Context, cfg *config.Config, o Options) error {
+	d := newDaemon(cfg, o)
+	d.open = d.openGroup
+	d.dial = func() (kernel, error) {
+		return nlchan.Dial(cfg.Instance, nlchan.PerMessage(perAdd), nlchan.ReadBuffer(channelBuffer))
 	}
-	d := newDaemon(cfg, version, log)
-	d.open = func() (network, error) {
-		return mcast.Open(mcast.Config{Group: group, In: cfg.In, Out: cfg.Out, TTL: cfg.TTL, NoReuse: !cfg.ReuseAddr})
-	}
-	d.dial = func() (kernel, error) { return nlchan.Dial(cfg.Instance, nlchan.PerMessage(perAdd)) }
 	d.newWatcher = func() (watcher, error) { return nlchan.NewWatcher() }
-
-	conn, err := d.open()
-	if err != nil {
-		return err
-	}
-	d.setGroup(conn)
-	defer func() { d.group().Close() }()
-	first, err := d.connect(ctx)
-	if err != nil {
-		return err
-	}
-	defer first.Close()
-
-	var stats net.PacketConn
-	if cfg.Stats {
-		if stats, err = listenStats(ctx, cfg); err != nil {
+	d.watchPath = func(ctx context.Context, changed func()) error {
+		group, err := cfg.ResolveGroup(ctx)
+		if err != nil {
 			return err
 		}
-		defer stats.Close()
+		return watchPath(ctx, groupConfig(cfg, group), changed)
 	}
+
 	server, err := listenControl(cfg)
 	if errors.Is(err, control.ErrInUse) {
 		return err
 	} else if err != nil {
 		// Sessions matter more than questions about them.
-		log.Warn("cannot be asked for status or advertisements", "err", err)
+		d.Log.Warn("cannot be asked for status or advertisements", "err", err)
 	}
-
+	g, ctx := errgroup.WithContext(ctx)
 	if server != nil {
 		defer server.Close()
-	}
-
-	g, ctx := errgroup.WithContext(ctx)
-	if stats != nil {
-		g.Go(func() error { return d.serveStats(ctx, stats) })
-	}
-	if server != nil {
 		g.Go(func() error { return server.Serve(ctx, d.handle) })
 	}
-	g.Go(func() error { return d.run(ctx, first) })
+	if cfg.Stats {
+		g.Go(func() error { return d.serveStats(ctx) })
+	}
+	g.Go(func() error { return d.watchdog(ctx) })
+	g.Go(func() error { return d.followReloads(ctx) })
+	g.Go(func() error { return d.run(ctx) })
+	defer d.condition.ended()
 	return g.Wait()
+}
+
+// openGroup opens the group of the configuration.
+func (d *Daemon) openGroup(ctx context.Context) (network, error) {
+	group, err := d.fixed.ResolveGroup(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return mcast.Open(groupConfig(d.fixed, group))
+}
+
+func groupConfig(cfg *config.Config, group netip.AddrPort) mcast.Config {
+	return mcast.Config{
+		Group: group, In: cfg.In, Out: cfg.Out, TTL: cfg.TTL, NoReuse: !cfg.ReuseAddr, ReadBuffer: cfg.ReadBuffer,
+	}
 }
 
 func listenControl(cfg *config.Config) (*control.Server, error) {
@@ -157,26 +175,40 @@ func listenControl(cfg *config.Config) (*control.Server, error) {
 	return control.Listen(path)
 }
 
-func newDaemon(cfg *config.Config, version string, log *slog.Logger) *Daemon {
+func newDaemon(cfg *config.Config, o Options) *Daemon {
 	d := &Daemon{
-		cfg: cfg, log: log, debug: log.Enabled(context.Background(), slog.LevelDebug), limit: logging.NewLimiter(log), version: version, started: time.Now(),
-		sweeps: make(chan struct{}, maxSweeps), sweeping: make(chan struct{}, 1),
+		Options: o, fixed: cfg, limit: logging.NewLimiter(o.Log), started: time.Now(),
+		pathChanged: make(chan struct{}, 1),
+		repairs:     newRepairs(),
+		sweeps:      make(chan struct{}, maxSweeps), sweeping: make(chan struct{}, 1),
 		flapInterval: 2 * time.Second,
 	}
+	d.live.Store(cfg)
+	d.work.init(d.started)
+	d.condition.init(d.Log)
 	d.out = newOutlet(d)
-	d.waitingFor.Store("joold has just started")
 	return d
 }
 
-// group is the group as it is open now, or was before it was lost.
-func (d *Daemon) group() network { return *d.current.Load() }
-
-func (d *Daemon) setGroup(n network) { d.current.Store(&n) }
+// tableLimit is how many sessions are remembered: what the configuration says,
+// or what takes half of the memory that GOMEMLIMIT grants, if that is less.
+func tableLimit(cfg *config.Config) int {
+	limit := debug.SetMemoryLimit(-1)
+	if limit == math.MaxInt64 {
+		return cfg.Table
+	}
+	const perSession = 128 // bytes: what batch.Table promises
+	return int(max(1, min(int64(cfg.Table), limit/2/perSession)))
+}
 
 // run keeps both ways going until ctx ends.
-func (d *Daemon) run(ctx context.Context, first *link) error {
+func (d *Daemon) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return d.serve(ctx, first) })
+	g.Go(func() error { return d.serve(ctx) })
 	g.Go(func() error { return d.listen(ctx) })
+	g.Go(func() error { return d.followPath(ctx) })
 	return g.Wait()
 }
+
+// debugs tells whether debug lines are wanted.
+func (d *Daemon) debugs(ctx context.Context) bool { return d.Log.Enabled(ctx, slog.LevelDebug) }

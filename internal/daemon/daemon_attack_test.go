@@ -35,7 +35,7 @@ func TestAKernelThatDoesNotReturnFillsTheInboxAndHoldsUpNothingElse(t *testing.T
 	b.k.mu.Lock() // Add does not return
 	defer release()
 	first := mcast.Datagram{Payload: encode(session.Enc4113, wkp, udp(2, 300_000)), From: sender}
-	b.accept(b.link.Load(), &first, nil, time.Now())
+	newIntake(b.Daemon).accept(b.link.Load(), &first, time.Now())
 	eventually(t, "the kernel is given a session", func() bool { return b.status(time.Now()).Kernel.Waiting == 0 })
 
 	all := distinct(inboxSize + excess)
@@ -64,7 +64,7 @@ func TestThousandsOfStrangersAreOneLineInTheLog(t *testing.T) {
 	for i := 0; i < len(tiny); i += 4 {
 		copy(tiny[i:], []byte{4, 0, 1, 0x80})
 	}
-	var scratch []session.Session
+	in := newIntake(b.Daemon)
 	for i := range 2_000 {
 		from := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 6400)
 		payload := immortal
@@ -75,7 +75,7 @@ func TestThousandsOfStrangersAreOneLineInTheLog(t *testing.T) {
 			random.Read(noise)
 			payload = noise
 		}
-		scratch = b.accept(l, &mcast.Datagram{Payload: payload, From: from}, scratch, time.Now())
+		in.accept(l, &mcast.Datagram{Payload: payload, From: from}, time.Now())
 	}
 	if n := strings.Count(b.logs.String(), "refused entries"); n != 1 {
 		t.Errorf("%d lines in the log", n)
@@ -124,7 +124,7 @@ func TestNothingOutlivesADaemonWhoseInstanceCameAndWentUnderLoad(t *testing.T) {
 		b.g.mu.Lock()
 		b.g.out, b.g.narrow, b.g.max = nil, n*500, 1452-n*1480 // down to less than nothing
 		b.g.mu.Unlock()
-		b.followPath()
+		b.checkPath()
 	}
 	cancel()
 	load.Wait()

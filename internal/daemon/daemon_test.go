@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"joold/internal/config"
 	"joold/internal/control"
 	"joold/internal/mcast"
@@ -47,6 +49,8 @@ type modelKernel struct {
 	globals nlchan.Globals
 	pool4   []nlchan.Pool4Entry
 	static  []nlchan.BIBEntry
+	stats   nlchan.Stats
+	removed []nlchan.BIBEntry
 	table   []session.Session
 	added   [][]session.Session
 	acks    int
@@ -148,6 +152,38 @@ func (k *modelKernel) StaticBIB(context.Context) ([]nlchan.BIBEntry, error) {
 	return k.static, k.gone
 }
 
+func (k *modelKernel) Stats(context.Context) (nlchan.Stats, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.stats, k.gone
+}
+
+func (k *modelKernel) Update(_ context.Context, s nlchan.Settings) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for knob, value := range s.All() {
+		k.globals.Set(knob, value)
+		if knob == nlchan.SSEnabled {
+			k.globals.SyncEnabled = value == 1
+		}
+	}
+	return k.gone
+}
+
+func (k *modelKernel) RemoveBIB(_ context.Context, p session.Proto, src6, src4 netip.AddrPort) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.removed = append(k.removed, nlchan.BIBEntry{Proto: p, Src6: src6, Src4: src4})
+	return k.gone
+}
+
+// set changes the instance.
+func (k *modelKernel) set(change func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	change()
+}
+
 func (k *modelKernel) Counters() nlchan.Counters { return nlchan.Counters{} }
 
 // taken is all that was added so far.
@@ -159,13 +195,15 @@ func (k *modelKernel) taken() []session.Session {
 
 // modelGroup is a network of which the test is the other end.
 type modelGroup struct {
-	in     chan []byte
-	ended  chan struct{} // by a deadline
-	closed chan struct{}
-	once   sync.Once
+	in      chan []byte
+	ended   chan struct{} // by a deadline
+	closed  chan struct{}
+	once    sync.Once
+	closing sync.Once
 
 	mu     sync.Mutex
-	path   error // what Refresh finds
+	change mcast.Change // what Check finds
+	path   error        // and why
 	out    [][]byte
 	errs   []error // of the writes to come
 	narrow int     // the payload that still fits; 0 for anything
@@ -191,7 +229,7 @@ func (g *modelGroup) ReadBatch(d []mcast.Datagram) (int, error) {
 }
 
 func (g *modelGroup) Close() error {
-	close(g.closed)
+	g.closing.Do(func() { close(g.closed) })
 	return nil
 }
 
@@ -219,10 +257,17 @@ func (g *modelGroup) MaxPayload() int {
 	return g.max
 }
 
-func (g *modelGroup) Refresh() error {
+func (g *modelGroup) Check() (mcast.Change, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.path
+	return g.change, g.path
+}
+
+// becomes changes what Check finds.
+func (g *modelGroup) becomes(c mcast.Change, why error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.change, g.path = c, why
 }
 
 func (g *modelGroup) SetReadDeadline(time.Time) error {
@@ -246,13 +291,16 @@ func (g *modelGroup) sent(p session.Pool6) (all []session.Session, datagrams int
 // bench is a daemon between a model kernel and a model group.
 type bench struct {
 	*Daemon
-	k      *modelKernel
-	g      *modelGroup
-	dials  chan dialled // the links to come after the first
-	events chan nlchan.Event
-	groups chan *modelGroup // those to come
-	logs   *syncBuffer
-	stop   func()
+	k          *modelKernel
+	g          *modelGroup
+	dials      chan dialled // the links to come after the first
+	t          *testing.T
+	events     chan nlchan.Event
+	pathEvents chan struct{}
+	groups     chan *modelGroup // those to come
+	reloads    chan os.Signal
+	logs       *syncBuffer
+	stop       func()
 }
 
 type dialled struct {
@@ -285,23 +333,14 @@ func start(t *testing.T, k *modelKernel, change func(*config.Config)) *bench {
 
 func startLevel(t *testing.T, k *modelKernel, change func(*config.Config), level slog.Level) *bench {
 	t.Helper()
-	cfg := &config.Config{Instance: "edge", BatchDeadline: 10 * time.Millisecond}
+	cfg := testConfig()
 	if change != nil {
 		change(cfg)
 	}
-	b := &bench{k: k, g: newModelGroup(), dials: make(chan dialled), groups: make(chan *modelGroup), logs: new(syncBuffer)}
-	log := slog.New(slog.NewTextHandler(io.MultiWriter(b.logs, t.Output()), &slog.HandlerOptions{Level: level}))
+	b := bench0(t, cfg, level)
+	b.k = k
 	first := make(chan *modelKernel, 1)
 	first <- k
-	b.Daemon = newDaemon(cfg, "test", log)
-	b.flapInterval = 50 * time.Millisecond
-	b.setGroup(b.g)
-	b.open = func() (network, error) {
-		if g, ok := <-b.groups; ok {
-			return g, nil
-		}
-		return nil, net.ErrClosed
-	}
 	b.dial = func() (kernel, error) {
 		select {
 		case k := <-first:
@@ -310,26 +349,72 @@ func startLevel(t *testing.T, k *modelKernel, change func(*config.Config), level
 			return d.k, d.err
 		}
 	}
-	b.events = make(chan nlchan.Event)
-	b.newWatcher = func() (watcher, error) { return modelWatcher(b.events), nil }
-	ctx, cancel := context.WithCancel(context.Background())
-	l, err := b.connect(ctx)
-	if err != nil {
-		t.Fatal(err)
+	b.run()
+	eventually(t, "the daemon is in service", func() bool { return b.link.Load() != nil && b.group() != nil })
+	return b
+}
+
+func testConfig() *config.Config {
+	return &config.Config{
+		Instance: "edge", BatchDeadline: 10 * time.Millisecond, Refresh: 2 * time.Second, Table: 1_000_000, Pending: 65536,
 	}
+}
+
+// bench0 is a bench whose daemon does not run yet.
+func bench0(t *testing.T, cfg *config.Config, level slog.Level) *bench {
+	b := &bench{
+		t: t, g: newModelGroup(), dials: make(chan dialled), groups: make(chan *modelGroup, 1), logs: new(syncBuffer),
+		events: make(chan nlchan.Event), pathEvents: make(chan struct{}), reloads: make(chan os.Signal),
+	}
+	levels := new(slog.LevelVar)
+	levels.Set(level)
+	log := slog.New(slog.NewTextHandler(io.MultiWriter(b.logs, t.Output()), &slog.HandlerOptions{Level: levels}))
+	b.Daemon = newDaemon(cfg, Options{Version: "test", Log: log, Level: levels, Hangup: b.reloads})
+	b.flapInterval = 50 * time.Millisecond
+	b.groups <- b.g
+	b.open = func(context.Context) (network, error) {
+		select {
+		case g, ok := <-b.groups:
+			if ok {
+				return g, nil
+			}
+			return nil, net.ErrClosed
+		default:
+			return nil, &mcast.Error{Op: "join", Device: "eth2", Err: mcast.ErrNoInterface}
+		}
+	}
+	b.newWatcher = func() (watcher, error) { return modelWatcher(b.events), nil }
+	b.watchPath = func(ctx context.Context, changed func()) error {
+		for {
+			select {
+			case <-b.pathEvents:
+				changed()
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+	return b
+}
+
+// run runs the daemon until the test ends.
+func (b *bench) run() {
+	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- b.run(ctx, l) }()
+	go func() {
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return b.Daemon.run(ctx) })
+		g.Go(func() error { return b.followReloads(ctx) })
+		done <- g.Wait()
+	}()
 	b.stop = sync.OnceFunc(func() {
 		close(b.dials)
-		close(b.groups)
 		cancel()
 		if err := <-done; err != nil {
-			t.Errorf("the daemon ended with %v", err)
+			b.t.Errorf("the daemon ended with %v", err)
 		}
 	})
-	t.Cleanup(b.stop)
-	eventually(t, "the daemon is in service", func() bool { return b.link.Load() != nil })
-	return b
+	b.t.Cleanup(b.stop)
 }
 
 // modelWatcher yields what the test puts in.
@@ -465,11 +550,12 @@ func TestADatagramThatNoLongerFitsGoesInPieces(t *testing.T) {
 func TestAWiderPathIsMadeUseOf(t *testing.T) {
 	b := start(t, newModelKernel(session.Enc4113), func(c *config.Config) { c.BatchDeadline = time.Second })
 	b.out.resize(500) // it was narrow
+	b.g.becomes(mcast.Changed, nil)
 	var ss []session.Session
 	for p := range uint16(36) {
 		ss = append(ss, udp(p, 300_000))
 	}
-	b.followPath()
+	b.checkPath()
 	b.k.announced <- encode(session.Enc4113, wkp, ss...)
 	eventually(t, "all is out", func() bool { all, _ := b.g.sent(wkp); return len(all) == 36 })
 	if _, n := b.g.sent(wkp); n != 1 {
@@ -525,15 +611,13 @@ func TestSendErrorsAreCountedByKindAndSurvived(t *testing.T) {
 	b.k.announced <- encode(session.Enc4113, wkp, udp(1, 1000))
 	eventually(t, "the error is counted", func() bool { return b.status(time.Now()).Net.SendErrors["EPERM"] == 1 })
 	b.k.announced <- encode(session.Enc4113, wkp, udp(2, 1000))
-	eventually(t, "the next datagram is sent", func() bool { all, _ := b.g.sent(wkp); return len(all) == 1 })
+	eventually(t, "both are sent", func() bool { all, _ := b.g.sent(wkp); return len(all) == 2 })
 }
 
 func TestTheDaemonWaitsForAnInstanceThatWentAwayAndServesItAgain(t *testing.T) {
 	b := start(t, newModelKernel(session.Enc4113), nil)
 	gone := &nlchan.Error{Op: "find", Instance: "edge", Err: nlchan.ErrNoInstance}
-	b.k.mu.Lock()
-	b.k.gone = gone
-	b.k.mu.Unlock()
+	b.k.set(func() { b.k.gone = gone })
 	b.dials <- dialled{err: gone}
 	eventually(t, "status says what it waits for", func() bool {
 		s := b.status(time.Now())
@@ -711,19 +795,28 @@ func TestAnAdvertisementTellsWhatCouldNotBeSent(t *testing.T) {
 	}
 }
 
-func TestOlderNewsFromAPeerDoesNotSilenceAnAdvertisement(t *testing.T) {
+func TestOlderNewsFromAPeerNeitherReachesTheKernelNorSilencesAnAdvertisement(t *testing.T) {
 	k := newModelKernel(session.Enc4113)
 	k.table = []session.Session{udp(1, 300_000), udp(2, 100_000)}
 	b := start(t, k, nil)
-	k.dumping = sync.OnceFunc(func() {
-		b.g.in <- encode(session.Enc4113, wkp, udp(1, 1000), udp(2, 200_000))
-		eventually(t, "the peer's are taken", func() bool { return len(k.taken()) == 2 })
+	if _, err := advertise(b, 0); err != nil {
+		t.Fatal(err)
+	}
+	k.set(func() {
+		k.dumping = sync.OnceFunc(func() {
+			time.Sleep(2 * time.Millisecond)
+			b.g.in <- encode(session.Enc4113, wkp, udp(1, 1000), udp(2, 200_000))
+			eventually(t, "the newer one is taken", func() bool { return len(k.taken()) == 1 })
+		})
 	})
 	if _, err := advertise(b, 0); err != nil {
 		t.Fatal(err)
 	}
-	if all, _ := b.g.sent(wkp); !slices.Equal(ports(all), []uint16{1}) {
-		t.Errorf("sent %+v, want the first alone", all)
+	if all, _ := b.g.sent(wkp); !slices.Equal(ports(all), []uint16{2, 1, 1}) {
+		t.Errorf("sent %+v, want both and then the first again", all)
+	}
+	if got := k.taken(); !slices.Equal(ports(got), []uint16{2}) {
+		t.Errorf("the kernel was given %+v", got)
 	}
 }
 
@@ -751,23 +844,17 @@ func TestAThirdAdvertisementIsNotQueued(t *testing.T) {
 	}
 }
 
-func TestAGroupThatWasAwayIsJoinedAnew(t *testing.T) {
+func TestAGroupThatWasAwayIsUsedAgain(t *testing.T) {
 	b := start(t, newModelKernel(session.Enc4113), nil)
-	set := func(err error) {
-		b.g.mu.Lock()
-		defer b.g.mu.Unlock()
-		b.g.path = err
-	}
-	set(&mcast.Error{Op: "find", Err: mcast.ErrNoAddress})
-	b.followPath()
+	b.g.becomes(mcast.Away, &mcast.Error{Op: "find", Err: mcast.ErrNoAddress})
+	b.pathEvents <- struct{}{}
+	eventually(t, "status says what it waits for", func() bool { return b.status(time.Now()).Network.WaitingFor != "" })
+	b.g.becomes(mcast.Unchanged, nil)
+	b.pathEvents <- struct{}{}
+	eventually(t, "status says that it is back", func() bool { return b.status(time.Now()).Network.WaitingFor == "" })
 	if b.group() != network(b.g) {
-		t.Fatal("it was given up while it was away")
+		t.Error("it is another group")
 	}
-	set(nil)
-	b.followPath()
-	next := newModelGroup()
-	b.groups <- next
-	eventually(t, "the new group is in use", func() bool { return b.group() == network(next) })
 }
 
 func TestSenselessSessionsDoNotKeepTheOthersFromBeingAdvertised(t *testing.T) {
@@ -822,10 +909,8 @@ func TestAFullInboxDoesNotHoldUpTheEnd(t *testing.T) {
 
 func TestALostGroupIsOpenedAnew(t *testing.T) {
 	b := start(t, newModelKernel(session.Enc4113), nil)
-	b.g.mu.Lock()
-	b.g.path = &mcast.Error{Op: "find", Err: mcast.ErrNoInterface}
-	b.g.mu.Unlock()
-	b.followPath()
+	b.g.becomes(mcast.Reopen, &mcast.Error{Op: "find", Err: mcast.ErrNoInterface})
+	b.pathEvents <- struct{}{}
 	next := newModelGroup()
 	b.groups <- next
 	eventually(t, "the new group is in use", func() bool { return b.group() == network(next) })
@@ -923,7 +1008,7 @@ func TestTheStatisticsSocketAnswersAnyDatagramOnBothFamilies(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- b.serveStats(ctx, conn) }()
+	go func() { done <- b.answerStats(ctx, conn) }()
 	_, port, _ := net.SplitHostPort(conn.LocalAddr().String())
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		c, err := net.Dial("udp", net.JoinHostPort(host, port))
@@ -963,16 +1048,10 @@ func FuzzInboundNeverFeedsTheKernelWhatItsPolicyRefuses(f *testing.F) {
 	f.Add(encode(session.Enc4113, wkp, udp(1, 1000)))
 	f.Add(encode(session.Enc4111, wkp, udp(1, 4_000_000_000)))
 	f.Add(encode(session.Enc4112, wkp, udp(1, 1000))[:50])
-	k := newModelKernel(session.Enc4113)
-	log := slog.New(slog.DiscardHandler)
-	d := newDaemon(&config.Config{Instance: "edge"}, "test", log)
-	d.dial = func() (kernel, error) { return k, nil }
-	l, err := d.connect(context.Background())
-	if err != nil {
-		f.Fatal(err)
-	}
+	d, l := idle(f, newModelKernel(session.Enc4113))
+	in := newIntake(d)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		d.accept(l, &mcast.Datagram{Payload: b, From: sender}, nil, time.Now())
+		in.accept(l, &mcast.Datagram{Payload: b, From: sender}, time.Now())
 		for _, s := range l.inbox.Take(nil, time.Now()) {
 			was := s
 			if why, ok := l.policy.Load().Check(&s); !ok || s != was {
@@ -980,4 +1059,17 @@ func FuzzInboundNeverFeedsTheKernelWhatItsPolicyRefuses(f *testing.F) {
 			}
 		}
 	})
+}
+
+// idle is a daemon in service whose goroutines do not run.
+func idle(t testing.TB, k *modelKernel) (*Daemon, *link) {
+	d := newDaemon(testConfig(), Options{Version: "test", Log: slog.New(slog.DiscardHandler)})
+	d.dial = func() (kernel, error) { return k, nil }
+	l, err := d.connect(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.out.begin(l)
+	d.link.Store(l)
+	return d, l
 }

@@ -4,94 +4,116 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"slices"
 	"time"
 
+	"joold/internal/batch"
 	"joold/internal/mcast"
 	"joold/internal/session"
 )
 
 const (
-	readBatch   = 64      // datagrams per system call
-	maxDatagram = 1 << 16 // bytes; UDP carries no more
+	readBatch   = 64   // datagrams per system call
+	maxDatagram = 9216 // bytes: what fits an Ethernet frame, a jumbo one even
 
 	// perAdd is how many sessions one injection holds. While the kernel inserts
 	// them, translation waits for the table's lock and ACKs for generic netlink's.
 	perAdd = 250
+
+	// ownFor is for how long nothing from the network overrules what the kernel
+	// has announced.
+	ownFor = 2 * time.Second
 )
 
-// listen takes what the network brings and leaves in the inbox what may be given
-// to the kernel. It never waits for the kernel. When the group is closed it opens
-// it anew, as soon as it can.
-func (d *Daemon) listen(ctx context.Context) error {
-	datagrams := mcast.NewDatagrams(readBatch, maxDatagram)
-	var scratch []session.Session
+// stray is a reason for which a datagram is not even looked into.
+type stray uint8
+
+const (
+	straySender   stray = iota // outside of --net.source
+	strayHopLimit              // came from further away than --net.hop-limit allows
+	strayOversize              // longer than any node sends
+	strays                     // count
+)
+
+func (s stray) String() string { return [strays]string{"sender", "hop limit", "size"}[s] }
+
+// intake is what takes datagrams in. It belongs to one goroutine.
+type intake struct {
+	d         *Daemon
+	datagrams []mcast.Datagram
+	scratch   []session.Session
+}
+
+func newIntake(d *Daemon) *intake {
+	return &intake{d: d, datagrams: mcast.NewDatagrams(readBatch, maxDatagram)}
+}
+
+// read takes in what group brings until it is closed or ctx ends.
+func (in *intake) read(ctx context.Context, group network) {
+	d := in.d
 	for {
-		group := d.group()
-		stop := context.AfterFunc(ctx, func() { group.SetReadDeadline(time.Unix(1, 0)) })
-		for {
-			n, err := group.ReadBatch(datagrams)
-			if ctx.Err() != nil {
-				return nil
-			}
-			if errors.Is(err, net.ErrClosed) {
-				break
-			}
-			if err != nil {
-				d.count.readErrors.Add(1)
-				d.limit.Warn("cannot read from the network", "err", err)
-				if !pause(ctx, 100*time.Millisecond) { // it must not become a busy loop
-					return nil
-				}
-				continue
-			}
-			now := time.Now()
-			l := d.link.Load()
-			for i := range datagrams[:n] {
-				scratch = d.accept(l, &datagrams[i], scratch[:0], now)
-			}
+		d.work.listening.end()
+		n, err := group.ReadBatch(in.datagrams)
+		d.work.listening.begin()
+		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			d.work.listening.end()
+			return
 		}
-		stop()
-		d.count.socketDrops.Add(group.Drops())
-		for {
-			next, err := d.open()
-			if err == nil {
-				d.setGroup(next)
-				d.log.Info("joined the group again", "group", next.Local().Group, "in", next.Local().In)
-				break
+		if err != nil {
+			d.work.listening.end()
+			d.count.readErrors.Add(1)
+			d.limit.Warn("cannot read from the network", "err", err)
+			if !pause(ctx, 100*time.Millisecond) { // it must not become a busy loop
+				return
 			}
-			d.limit.Warn("cannot join the group", "err", err)
-			if !pause(ctx, retryInterval) {
-				return nil
-			}
+			continue
+		}
+		now := time.Now()
+		l := d.link.Load()
+		for i := range in.datagrams[:n] {
+			in.accept(l, &in.datagrams[i], now)
 		}
 	}
 }
 
-// accept takes one datagram in. It works in scratch, and returns it.
-func (d *Daemon) accept(l *link, dg *mcast.Datagram, scratch []session.Session, now time.Time) []session.Session {
+// accept takes one datagram in: what may be given to the kernel is left in l's
+// inbox.
+func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
+	d := in.d
 	d.count.rcvdDatagrams.Add(1)
 	d.count.rcvdBytes.Add(uint64(len(dg.Payload)))
+	if why, ok := d.admits(dg); !ok {
+		d.count.strays[why].Add(1)
+		d.limit.Warn("refused a datagram", "from", dg.From, "because_of", why)
+		return
+	}
 	if l == nil {
 		d.count.unserved.Add(1)
-		return scratch
+		return
 	}
-	scratch, r := session.Decode(scratch, dg.Payload, l.pool6)
+	scratch, r := session.Decode(in.scratch[:0], dg.Payload, l.pool6)
+	in.scratch = scratch
 	d.count.rcvdSessions.Add(uint64(r.Read))
 	if l.misreads() {
 		d.count.unfit.Add(uint64(r.Read))
 		d.peers.heard(dg.From.Addr(), r, r.Read+r.BadTotal(), now)
-		return scratch
+		return
 	}
 
 	var refused [session.Refusals]int
 	policy := l.policy.Load()
 	kept := scratch[:0]
 	for i := range scratch {
-		if why, ok := policy.Check(&scratch[i]); ok {
-			kept = append(kept, scratch[i])
-		} else {
-			refused[why]++
+		s := scratch[i]
+		why, ok := policy.Check(&s)
+		if ok {
+			kept = append(kept, s)
+			continue
+		}
+		refused[why]++
+		if why == session.RefusedPool4 {
+			l.refused.Put(scratch[i:i+1], now)
 		}
 	}
 	bad := r.Read - len(kept) + r.BadTotal()
@@ -101,24 +123,84 @@ func (d *Daemon) accept(l *link, dg *mcast.Datagram, scratch []session.Session, 
 		d.limit.Warn("refused entries from the network", "from", dg.From, "entries", bad,
 			"unreadable", reasonList[session.Defect](r.Bad[:]), "unacceptable", reasonList[session.Refusal](refused[:]))
 	}
-	d.peers.heard(dg.From.Addr(), r, bad, now)
-	if d.debug {
-		d.log.Debug("heard", "from", dg.From, "encoding", r.Encoding, "sessions", r.Read, "taken", len(kept))
+	from := d.peers.heard(dg.From.Addr(), r, bad, now)
+	if d.debugs(context.Background()) {
+		d.Log.Debug("heard", "from", dg.From, "encoding", r.Encoding, "sessions", r.Read, "taken", len(kept))
 	}
 	if refused[session.RefusedPool4] > 0 {
 		l.doubt.Store(true)
 	}
-	if len(kept) > 0 {
-		d.out.theirs.note(kept, now)
-		l.inbox.Put(kept, now)
+	l.give(d.out.accept(from, kept, now), now)
+}
+
+// admits tells whether a datagram comes from where peers are.
+func (d *Daemon) admits(dg *mcast.Datagram) (stray, bool) {
+	cfg := d.live.Load()
+	from := dg.From.Addr().WithZone("").Unmap()
+	switch {
+	case dg.Truncated:
+		return strayOversize, false
+	case dg.HopLimit < cfg.HopLimit:
+		return strayHopLimit, false
+	case len(cfg.Sources) > 0 && !slices.ContainsFunc(cfg.Sources, func(p netip.Prefix) bool { return p.Contains(from) }):
+		return straySender, false
 	}
-	return scratch
+	return 0, true
+}
+
+// accept keeps of sessions that a peer sent those that are news.
+func (o *outlet) accept(from uint32, sessions []session.Session, now time.Time) []session.Session {
+	if len(sessions) == 0 {
+		return nil
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.table == nil {
+		return nil
+	}
+	kept := sessions[:0]
+	for i := range sessions {
+		verdict, _ := o.table.Accept(from, &sessions[i], now)
+		if verdict == batch.Inject || verdict == batch.Conflict {
+			kept = append(kept, sessions[i])
+		}
+	}
+	return kept
+}
+
+// give leaves sessions for the kernel.
+func (l *link) give(sessions []session.Session, now time.Time) {
+	if len(sessions) > 0 {
+		l.inbox.Put(sessions, now)
+	}
+}
+
+// readmit looks again at what was refused for its mask, after a change of the
+// policy.
+func (d *Daemon) readmit(l *link, now time.Time) {
+	again := l.refused.Take(nil, now)
+	policy := l.policy.Load()
+	kept := again[:0]
+	for i := range again {
+		s := again[i]
+		if why, ok := policy.Check(&s); ok {
+			kept = append(kept, s)
+		} else if why == session.RefusedPool4 {
+			l.refused.Put(again[i:i+1], now)
+		}
+	}
+	if len(kept) > 0 {
+		d.Log.Info("sessions that were refused are accepted now", "sessions", len(kept))
+		l.give(d.out.accept(keptPeer, kept, now), now)
+	}
 }
 
 // inject gives the kernel what waits in the inbox, oldest update first.
 func (d *Daemon) inject(ctx context.Context, l *link) error {
+	defer d.work.injecting.end()
 	var taken []session.Session
 	for {
+		d.work.injecting.end()
 		select {
 		case <-l.inbox.Ready():
 		case <-ctx.Done():
@@ -130,16 +212,18 @@ func (d *Daemon) inject(ctx context.Context, l *link) error {
 				d.count.dropped.Add(uint64(len(chunk)))
 				continue
 			}
+			d.work.injecting.begin()
 			if err := l.Add(chunk, l.pool6); err != nil {
 				d.count.addErrors.Add(1)
+				d.out.refused(chunk)
 				d.limit.Warn("the module refused sessions", "sessions", len(chunk), "err", err)
 				if isOver(err) {
 					return err
 				}
 				continue
 			}
-			if d.debug {
-				d.log.Debug("gave the kernel", "sessions", len(chunk))
+			if d.debugs(ctx) {
+				d.Log.Debug("gave the kernel", "sessions", len(chunk))
 			}
 			d.count.addMessages.Add(1)
 			d.count.injected.Add(uint64(len(chunk)))
@@ -147,10 +231,21 @@ func (d *Daemon) inject(ctx context.Context, l *link) error {
 	}
 }
 
+// refused forgets that the kernel has these sessions: it has not taken them.
+func (o *outlet) refused(sessions []session.Session) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.table != nil {
+		o.table.Refused(sessions)
+	}
+}
+
 // pause waits; false when ctx ends first.
 func pause(ctx context.Context, t time.Duration) bool {
+	timer := time.NewTimer(t)
+	defer timer.Stop()
 	select {
-	case <-time.After(t):
+	case <-timer.C:
 		return true
 	case <-ctx.Done():
 		return false

@@ -5,16 +5,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"joold/internal/batch"
-	"joold/internal/mcast"
 	"joold/internal/nlchan"
 	"joold/internal/session"
 )
@@ -25,33 +24,51 @@ const (
 	pollInterval = time.Second
 
 	// How many polls it is between looks at other things.
-	pathPolls     = 5
 	pool4Polls    = 5
 	settlingPolls = 10 // at first pool4 is read at each
 	staticPolls   = 600
 
-	// retryInterval is how often an instance that is away is looked for.
-	retryInterval = 500 * time.Millisecond
+	// silentPolls is after how many polls a node that neither announces nor
+	// hears anything may be the one whose table counts.
+	silentPolls = 2
+
+	// stoppedFor is how late a poll comes if the daemon was stopped, or the
+	// machine asleep.
+	stoppedFor = 3 * time.Second
 
 	// inboxSize bounds the sessions that wait for the kernel: some 30 MiB when
-	// full, several seconds' work for a kernel.
-	inboxSize = 1 << 18
+	// full, several seconds' work for a kernel. refusedSize bounds those that
+	// wait for pool4 to change.
+	inboxSize   = 1 << 18
+	refusedSize = 1 << 15
+
+	// channelBuffer is the room for what the kernel announces while the daemon
+	// is held up, in bytes: some 1,000 full messages.
+	channelBuffer = 4 << 20
 )
 
 // link is an instance for as long as it stays the same one.
 type link struct {
 	kernel
-	pool6  session.Pool6
-	wire   session.Encoding               // what is sent for it
-	inbox  *batch.Inbox                   // what is to be given to it
-	policy atomic.Pointer[session.Policy] // what is accepted for it
-	sync   atomic.Bool                    // ss-enabled
-	doubt  atomic.Bool                    // a mask was refused: pool4 may have changed
+	pool6   session.Pool6
+	wire    session.Encoding               // what is sent for it
+	inbox   *batch.Inbox                   // what is to be given to it
+	refused *batch.Inbox                   // what was refused for its mask
+	policy  atomic.Pointer[session.Policy] // what is accepted for it
+	sync    atomic.Bool                    // ss-enabled
+	doubt   atomic.Bool                    // a mask was refused: pool4 may have changed
+	flush   atomic.Int64                   // ss-flush-deadline in ns
+	heard   chan struct{}                  // holds a token when it has announced something
+	active  chan struct{}                  // closed once it is known, or likely, that the node translates
+	once    sync.Once                      // closes active
 
-	// What the policy was made of. They belong to connect, and then to poll.
+	// What the policy was made of, and the last counts. They belong to connect,
+	// and then to poll.
 	globals nlchan.Globals
 	pool4   []nlchan.Pool4Entry
 	static  []nlchan.BIBEntry
+	stats   nlchan.Stats
+	read    uint64 // kernelMessages when stats were read
 }
 
 // misreads tells whether the module would misunderstand what it is given: 4.1.12
@@ -60,13 +77,33 @@ func (l *link) misreads() bool {
 	return l.Module().Encoding == session.Enc4112 && l.pool6.Prefix().Bits() != 96
 }
 
-// connect finds the instance and learns what is to be known of it.
+// loses tells whether the module leaves sessions unannounced by design.
+func (l *link) loses() bool { return l.Module().Version.Less(4, 1, 11) }
+
+// spoken says that the instance has announced something.
+func (l *link) spoken() {
+	signal(l.heard)
+	l.activate()
+}
+
+func (l *link) activate() { l.once.Do(func() { close(l.active) }) }
+
+// flushDeadline is the time between ACKs that drain the module's queue.
+func (l *link) flushDeadline() time.Duration {
+	return min(max(time.Duration(l.flush.Load()), 10*time.Millisecond), time.Second)
+}
+
+// connect finds the instance, sets it up and learns what is to be known of it.
 func (d *Daemon) connect(ctx context.Context) (_ *link, err error) {
 	k, err := d.dial()
 	if err != nil {
 		return nil, err
 	}
-	l := &link{kernel: k, wire: d.cfg.Wire, inbox: batch.NewInbox(inboxSize)}
+	cfg := d.live.Load()
+	l := &link{
+		kernel: k, wire: cfg.Wire, inbox: batch.NewInbox(inboxSize), refused: batch.NewInbox(refusedSize),
+		heard: make(chan struct{}, 1), active: make(chan struct{}),
+	}
 	defer func() {
 		if err != nil {
 			k.Close()
@@ -78,6 +115,9 @@ func (d *Daemon) connect(ctx context.Context) (_ *link, err error) {
 	if l.globals, err = k.Globals(ctx); err != nil {
 		return nil, err
 	}
+	if err := d.setUp(ctx, l); err != nil {
+		return nil, err
+	}
 	l.pool6 = l.globals.Pool6
 	if l.pool4, err = k.Pool4(ctx); err != nil {
 		return nil, err
@@ -85,7 +125,10 @@ func (d *Daemon) connect(ctx context.Context) (_ *link, err error) {
 	if l.static, err = k.StaticBIB(ctx); err != nil {
 		return nil, err
 	}
-	l.makePolicy()
+	if l.stats, err = k.Stats(ctx); err != nil {
+		return nil, err
+	}
+	l.apply()
 	if l.globals.SyncEnabled { // else the module writes a line to the kernel's log
 		// The last daemon may have died owing the kernel an ACK.
 		return l, k.Ack()
@@ -93,9 +136,9 @@ func (d *Daemon) connect(ctx context.Context) (_ *link, err error) {
 	return l, nil
 }
 
-// makePolicy makes the policy of what was read. Masks are pool4's, and the IPv4
+// apply makes the policy of what was read. Masks are pool4's, and the IPv4
 // sides of static BIB entries; without pool4 the instance masquerades.
-func (l *link) makePolicy() {
+func (l *link) apply() {
 	var masks []session.Range
 	for _, e := range l.pool4 {
 		masks = append(masks, e.Range)
@@ -110,46 +153,63 @@ func (l *link) makePolicy() {
 	}
 	l.policy.Store(session.NewPolicy(l.pool6, l.globals.Timeouts, masks))
 	l.sync.Store(l.globals.SyncEnabled)
+	ms, _ := l.globals.Get(nlchan.SSFlushDeadline)
+	l.flush.Store(int64(ms) * int64(time.Millisecond))
 }
 
 // errChanged ends a link whose instance is no longer the one it was made for.
 var errChanged = errors.New("the instance was made anew, with other settings")
 
-// serve hears the instance out, link after link, until ctx ends.
-func (d *Daemon) serve(ctx context.Context, l *link) error {
-	for {
+// serve finds the instance and hears it out, link after link, until ctx ends.
+// Without the privilege it ends at once: waiting would not give it.
+func (d *Daemon) serve(ctx context.Context) error {
+	l, err := d.reconnect(ctx)
+	if err != nil {
+		return err
+	}
+	for l != nil {
 		began := time.Now()
-		d.out.use(l)
+		d.out.begin(l)
 		d.link.Store(l)
-		d.log.Info("in service", "instance", d.cfg.Instance, "module", l.Module().Version,
+		d.condition.has(theInstance)
+		d.Log.Info("in service", "instance", d.fixed.Instance, "module", l.Module().Version,
 			"wire", l.wire, "pool6", l.pool6, "masquerades", l.policy.Load().Masquerades())
 		if l.misreads() {
-			d.log.Warn("this module misreads sessions unless pool6 is a /96: it is given none; update Jool",
+			d.Log.Warn("this module misreads sessions unless pool6 is a /96: it is given none; update Jool",
 				"module", l.Module().Version, "pool6", l.pool6)
 		}
-
 		if l.Module().Version.Candidate42() {
-			d.log.Warn("this release candidate of Jool leaks kernel memory with each message to and from joold: update it",
+			d.Log.Warn("this release candidate of Jool leaks kernel memory with each message to and from joold: update it",
 				"module", l.Module().Version)
 		}
+		d.repairs.owe("the daemon began to serve the instance")
 
 		err := d.follow(ctx, l)
-		d.waitingFor.Store(err.Error())
 		d.link.Store(nil)
-		d.out.flush(time.Now())
+		d.out.end(time.Now())
 		d.settle(l)
 		l.Close()
 		if ctx.Err() != nil {
-			return nil
+			break
 		}
-		d.log.Warn("out of service", "err", err)
+		d.condition.waitsFor(theInstance, err.Error())
+		d.Log.Warn("out of service", "err", err)
 		if time.Since(began) < time.Second && !pause(ctx, d.flapInterval) {
-			return nil
+			break
 		}
-		if l = d.reconnect(ctx); l == nil {
-			return nil
+		if l, err = d.reconnect(ctx); err != nil {
+			// It had the privilege: it may come back.
+			d.Log.Warn("the privilege is gone", "err", err)
+			if !pause(ctx, d.flapInterval) {
+				break
+			}
+			l, _ = d.reconnect(ctx)
 		}
 	}
+	if group := d.group(); group != nil {
+		group.Close()
+	}
+	return nil
 }
 
 // settle adds to the daemon's counts what a link has counted.
@@ -163,21 +223,24 @@ func (d *Daemon) settle(l *link) {
 }
 
 // reconnect waits until there is an instance to serve; nil when ctx ends first.
-func (d *Daemon) reconnect(ctx context.Context) *link {
+func (d *Daemon) reconnect(ctx context.Context) (*link, error) {
 	tick := time.NewTicker(retryInterval)
 	defer tick.Stop()
 	for {
 		l, err := d.connect(ctx)
-		if err == nil {
-			return l
+		switch {
+		case err == nil:
+			return l, nil
+		case ctx.Err() != nil:
+			return nil, nil
+		case errors.Is(err, nlchan.ErrPermission):
+			return nil, err
 		}
-		if why := err.Error(); d.waitingFor.Swap(why) != why {
-			d.log.Info("waiting", "for", why)
-		}
+		d.condition.waitsFor(theInstance, err.Error())
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil
+			return nil, nil
 		}
 	}
 }
@@ -192,7 +255,9 @@ func (d *Daemon) follow(ctx context.Context, l *link) error {
 	g, ctx := errgroup.WithContext(ctx)
 	defer context.AfterFunc(ctx, func() { l.SetReadDeadline(time.Unix(1, 0)) })()
 	g.Go(func() error { return d.hear(ctx, l) })
+	g.Go(func() error { return d.drain(ctx, l) })
 	g.Go(func() error { return d.inject(ctx, l) })
+	g.Go(func() error { return d.repair(ctx, l) })
 	g.Go(func() error { return d.watch(ctx, w) })
 	g.Go(func() error { return d.poll(ctx, l) })
 	return g.Wait()
@@ -203,23 +268,41 @@ func (d *Daemon) follow(ctx context.Context, l *link) error {
 func (d *Daemon) poll(ctx context.Context, l *link) error {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
+	defer d.work.polling.end()
+	last := time.Now()
+	cfg := d.live.Load()
+	fromNetwork := d.count.rcvdDatagrams.Load()
 	for n := 1; ; n++ {
 		d.sayIfDisabled(l)
+		d.work.polling.end()
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if n%pathPolls == 0 {
-			d.followPath()
+		d.work.polling.begin()
+		now := time.Now()
+		if late := now.Sub(last); late > pollInterval+stoppedFor {
+			d.repairs.owe("the daemon was stopped for a while")
 		}
-		err := l.reread(ctx, n)
+		last = now
+		if n == silentPolls && d.count.rcvdDatagrams.Load() == fromNetwork {
+			l.activate()
+		}
+		err := d.reread(ctx, l, n)
+		if next := d.live.Load(); err == nil && next != cfg {
+			cfg = next
+			err = d.setUp(ctx, l)
+			l.apply()
+			d.out.configure(l)
+		}
 		if isOver(err) {
 			return err
 		}
 		if err != nil {
-			d.limit.Warn("cannot read the instance's settings", "instance", d.cfg.Instance, "err", err)
+			d.limit.Warn("cannot read the instance's settings", "instance", d.fixed.Instance, "err", err)
 		}
+		d.out.expire(now)
 	}
 }
 
@@ -239,7 +322,7 @@ func isOver(err error) bool {
 // something has. pool4 is read more often while it may still be filled, and when
 // a mask was refused; the static BIB seldom, since finding it takes a walk
 // through the whole BIB.
-func (l *link) reread(ctx context.Context, n int) error {
+func (d *Daemon) reread(ctx context.Context, l *link, n int) error {
 	g, err := l.Globals(ctx)
 	if err != nil {
 		return err
@@ -260,31 +343,37 @@ func (l *link) reread(ctx context.Context, n int) error {
 	}
 	if g != l.globals || !slices.Equal(pool4, l.pool4) || !slices.Equal(static, l.static) {
 		l.globals, l.pool4, l.static = g, pool4, static
-		l.makePolicy()
+		l.apply()
+		d.out.configure(l)
+		d.readmit(l, time.Now())
 	}
-	return nil
+	return d.readStats(ctx, l)
 }
 
-// followPath looks at the path to the group again: its MTU may have changed. A
-// group whose interface was deleted, or has lost IPv6 for a while, is deaf for
-// ever without an error: it is closed, so that listen opens it anew.
-func (d *Daemon) followPath() {
-	group := d.group()
-	err := group.Refresh()
-	switch {
-	case errors.Is(err, net.ErrClosed): // and is being opened anew
-	case errors.Is(err, mcast.ErrNoInterface):
-		d.log.Warn("the group's interface is gone", "err", err)
-		d.pathLost.Store(false)
-		group.Close()
-	case err != nil:
-		d.limit.Warn("cannot find the path to the group", "err", err)
-		d.pathLost.Store(true)
-	case d.pathLost.CompareAndSwap(true, false):
-		group.Close()
-	default:
-		d.out.resize(group.MaxPayload())
+// readStats reads the module's counters, if it has announced anything since they
+// were read last, for what it did not announce.
+func (d *Daemon) readStats(ctx context.Context, l *link) error {
+	messages := d.count.kernelMessages.Load()
+	if messages == l.read {
+		return nil
 	}
+	l.read = messages
+	stats, err := l.Stats(ctx)
+	if err != nil {
+		return err
+	}
+	if lost := stats.Dropped - l.stats.Dropped; lost > 0 {
+		d.count.kernelDrops.Add(lost)
+		capacity, _ := l.globals.Get(nlchan.SSCapacity)
+		d.limit.Warn("the module's queue was full: its table will be swept", "instance", d.fixed.Instance,
+			"dropped", lost, "ss_capacity", capacity)
+		d.repairs.owe("the module did not announce all sessions")
+	}
+	if stats.Advertisements != l.stats.Advertisements {
+		d.repairs.oweAll("somebody advertised with Jool's own tools")
+	}
+	l.stats = stats
+	return nil
 }
 
 // sayIfDisabled tells, once per change, when the instance trades no sessions.
@@ -294,11 +383,11 @@ func (d *Daemon) sayIfDisabled(l *link) {
 		return
 	}
 	if on {
-		d.log.Info("session synchronization was turned on", "instance", d.cfg.Instance)
+		d.Log.Info("session synchronization was turned on", "instance", d.fixed.Instance)
 		return
 	}
-	d.log.Warn("session synchronization is off in the instance; turn it on with " +
-		"`jool -i " + d.cfg.Instance + " global update ss-enabled true`")
+	d.Log.Warn("session synchronization is off in the instance; turn it on with " +
+		"`jool -i " + d.fixed.Instance + " global update ss-enabled true`, or give joold --mod.enable")
 }
 
 // watch ends when the module is removed, which the channel does not tell: it

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"joold/internal/batch"
@@ -14,8 +13,19 @@ import (
 	"joold/internal/session"
 )
 
-// writeTimeout bounds the wait for a socket whose buffer is full.
-const writeTimeout = 100 * time.Millisecond
+const (
+	// writeTimeout bounds the wait for a socket whose buffer is full.
+	writeTimeout = 100 * time.Millisecond
+
+	// maxHold bounds the wait before a datagram is tried again. The first waits
+	// are parts of the deadline.
+	maxHold = time.Second
+
+	// lateACKs is how many ACKs follow the kernel's last message, a flush
+	// deadline apart. They make it look at its queue, where the tail of a burst
+	// lies otherwise until the module's own timer comes by, each 2 s.
+	lateACKs = 4
+)
 
 // hear takes what the kernel announces and hands it to the outlet. The channel
 // has ACKed each message before it is seen here.
@@ -23,17 +33,25 @@ func (d *Daemon) hear(ctx context.Context, l *link) error {
 	buf := make([]byte, nlchan.MessageSize)
 	var heard []session.Session
 	for {
+		d.work.hearing.end()
 		m, err := l.Receive(buf)
+		d.work.hearing.begin()
 		if errors.Is(err, nlchan.ErrOverrun) {
 			d.count.overruns.Add(1)
-			d.limit.Warn("the kernel announced faster than the daemon heard: sessions were lost", "instance", d.cfg.Instance)
+			d.limit.Warn("the kernel announced faster than the daemon heard: its table will be swept", "instance", d.fixed.Instance)
+			d.repairs.owe("the daemon did not hear all that the kernel announced")
 			continue
 		}
 		if ctx.Err() != nil {
+			d.work.hearing.end()
 			return ctx.Err()
 		}
 		if err != nil {
 			return err
+		}
+		l.spoken()
+		if l.loses() {
+			d.repairs.oweQuietly(routineSweep)
 		}
 		var r session.Report
 		heard, r = session.Decode(heard[:0], m.Entries, l.pool6)
@@ -45,217 +63,322 @@ func (d *Daemon) hear(ctx context.Context, l *link) error {
 			d.limit.Warn("the kernel announced sessions that cannot be read",
 				"entries", r.BadTotal(), "why", reasonList[session.Defect](r.Bad[:]))
 		}
-		if d.debug {
-			d.log.Debug("the kernel announced", "sessions", r.Read, "bytes", len(m.Entries))
+		if d.debugs(ctx) {
+			d.Log.Debug("the kernel announced", "sessions", r.Read, "bytes", len(m.Entries))
 		}
 		d.out.announce(heard, time.Now())
 	}
 }
 
-// outlet is where sessions leave: a batch.Outbox behind a lock, and the timer
-// that empties it when no more come.
-type outlet struct {
-	d            *Daemon
-	ours, theirs freshSet // what was announced since a sweep began, here and by peers
+// drain sends the late ACKs.
+func (d *Daemon) drain(ctx context.Context, l *link) error {
+	tick := time.NewTimer(0)
+	defer tick.Stop()
+	<-tick.C
+	for {
+		select {
+		case <-l.heard:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		for left := lateACKs; left > 0; left-- {
+			tick.Reset(l.flushDeadline())
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			if !l.sync.Load() { // each ACK would be a line in the kernel's log
+				break
+			}
+			if err := l.Ack(); isOver(err) {
+				return err
+			} else if err != nil {
+				d.limit.Warn("cannot acknowledge", "instance", d.fixed.Instance, "err", err)
+			}
+			select {
+			case <-l.heard:
+				left = lateACKs
+			default:
+			}
+		}
+	}
+}
 
-	mu    sync.Mutex
-	box   *batch.Outbox
-	timer *time.Timer
-	buf   []byte
+// outlet is where sessions leave: the table of sessions, what of it waits to be
+// sent, and the timer that sends it when no more comes. All of it is behind one
+// lock.
+type outlet struct {
+	d *Daemon
+
+	mu       sync.Mutex
+	table    *batch.Table      // nil while there is no instance
+	past     batch.TableCounts // of the tables before
+	encoding session.Encoding
+	pool6    session.Pool6
+	room     int // entries in a datagram
+	timer    *time.Timer
+	armed    bool
+	failed   int       // datagrams in a row that could not be sent
+	heldTill time.Time // no datagram is tried before
+	packed   []session.Session
+	buf      []byte
 }
 
 func newOutlet(d *Daemon) *outlet {
-	o := &outlet{d: d, ours: freshSet{bound: 1 << 20}, theirs: freshSet{bound: 1 << 17}}
-	o.timer = time.AfterFunc(time.Hour, func() { o.flushDue(time.Now()) })
+	o := &outlet{d: d}
+	o.timer = time.AfterFunc(time.Hour, func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.armed = false
+		o.pump(time.Now())
+	})
 	o.timer.Stop()
 	return o
 }
 
-// use makes what follows go out as l wants it.
-func (o *outlet) use(l *link) {
+// begin makes the outlet l's. What was known of another instance is forgotten.
+func (o *outlet) begin(l *link) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.box = o.d.newOutbox(l)
+	o.table = batch.NewTable(o.d.tableConfig(l))
+	o.encoding, o.pool6 = l.wire, l.pool6
+	o.resizeLocked(o.d.maxPayload())
 }
 
-// resize fits the datagrams to come to the path.
+// end sends what waits and forgets the instance.
+func (o *outlet) end(now time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.flush(now)
+	o.past, o.table = o.counts(), nil
+	o.past.Sessions, o.past.Pending = 0, 0
+}
+
+func (d *Daemon) tableConfig(l *link) batch.TableConfig {
+	cfg := d.live.Load()
+	return batch.TableConfig{
+		Limit: tableLimit(cfg), Pending: cfg.Pending, Timeouts: l.globals.Timeouts, Refresh: cfg.Refresh, OwnFor: ownFor,
+	}
+}
+
+// maxPayload is the size of a datagram to the group.
+func (d *Daemon) maxPayload() int {
+	if group := d.group(); group != nil {
+		return group.MaxPayload()
+	}
+	return assumedPayload
+}
+
+// configure follows settings that have changed.
+func (o *outlet) configure(l *link) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.table != nil {
+		o.table.Configure(o.d.tableConfig(l))
+	}
+}
+
+// expire forgets what has died.
+func (o *outlet) expire(now time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.table != nil {
+		o.table.Expire(now)
+	}
+}
+
+// resize fits the datagrams to come to the path, and tries at once what waits.
 func (o *outlet) resize(maxPayload int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.box.Resize(maxPayload)
+	if o.table == nil {
+		return
+	}
+	o.resizeLocked(maxPayload)
+	o.heldTill = time.Time{}
+	o.pump(time.Now())
 }
 
-func (d *Daemon) newOutbox(l *link) *batch.Outbox {
-	return batch.NewOutbox(l.wire, l.pool6, d.group().MaxPayload(), d.cfg.BatchDeadline)
+// resizeLocked leaves room for one entry at the least: a path that cannot even
+// carry that says so when it is sent.
+func (o *outlet) resizeLocked(maxPayload int) {
+	o.room = max(1, maxPayload/o.encoding.EntrySize())
 }
 
-// announce sends sessions, at the latest when the first has waited for the
-// deadline.
+// announce sends what peers must know of it, at the latest when it has waited for
+// the deadline.
 func (o *outlet) announce(sessions []session.Session, now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.ours.note(sessions, now)
-	for i := range sessions {
-		if o.box.Len() == 0 {
-			o.timer.Reset(o.d.cfg.BatchDeadline)
-		}
-		if o.box.Add(&sessions[i], now) {
-			o.send(now)
-		}
-	}
-	if o.box.Len() == 0 {
-		o.timer.Stop()
-	}
+	o.table.Observe(sessions, now)
+	o.pump(now)
 }
 
-// flushDue sends what has waited long enough.
-func (o *outlet) flushDue(now time.Time) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.box == nil {
+// pump sends what fills datagrams or has waited long enough, and sets the timer
+// for the rest.
+func (o *outlet) pump(now time.Time) {
+	if o.table == nil {
 		return
 	}
-	if at, ok := o.box.Due(); ok && now.Before(at) {
-		o.timer.Reset(at.Sub(now))
-	} else if ok {
-		o.send(now)
-	}
-}
-
-// flush sends whatever waits.
-func (o *outlet) flush(now time.Time) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.box != nil && o.box.Len() > 0 {
-		o.send(now)
-	}
-}
-
-func (o *outlet) send(now time.Time) {
-	o.buf, _, _ = o.d.send(o.buf[:0], o.box, now)
-}
-
-// watch begins or ends remembering what is announced.
-func (o *outlet) watch(on bool) {
-	o.ours.watch(on)
-	o.theirs.watch(on)
-}
-
-// sweep sends as many of the table's sessions as fit one datagram. It returns
-// how many it went through, how many of them it sent, in how many datagrams, and
-// how many of those failed. Expirations count from base. It leaves out those
-// that have died since, and those that were heard of since, unless it was older
-// news from a peer. Nothing is announced meanwhile, so that what it sends is no
-// older than that.
-func (o *outlet) sweep(box *batch.Outbox, table []session.Session, base time.Time) (through, sent, datagrams, failed int) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for through < len(table) {
-		s := &table[through]
-		through++
-		dies := base.Add(time.Duration(s.Expiration) * time.Millisecond)
-		if !dies.After(time.Now()) || o.ours.has(s, time.Time{}) || o.theirs.has(s, dies) {
-			continue
+	deadline := o.d.live.Load().BatchDeadline
+	for !now.Before(o.heldTill) {
+		since, ok := o.table.Due()
+		if !ok {
+			return
 		}
-		if box.Add(s, base) {
+		if o.table.Pending() < o.room && now.Sub(since) < deadline {
 			break
 		}
+		o.sendNext(now)
 	}
-	if sent = box.Len(); sent > 0 {
-		o.buf, datagrams, failed = o.d.send(o.buf[:0], box, time.Now())
+	since, ok := o.table.Due()
+	if !ok || o.armed {
+		return
+	}
+	at := since.Add(deadline)
+	if at.Before(o.heldTill) {
+		at = o.heldTill
+	}
+	o.armed = true
+	o.timer.Reset(max(0, at.Sub(now)))
+}
+
+// flush sends whatever waits, for as long as that works.
+func (o *outlet) flush(now time.Time) {
+	for o.table.Pending() > 0 {
+		failed := o.failed
+		if !o.sendNext(now) || o.failed > failed {
+			return
+		}
+	}
+}
+
+// sendNext sends the next datagram. One that fails is put back, and no other is
+// tried for a while: first for part of the deadline, then for longer.
+func (o *outlet) sendNext(now time.Time) (some bool) {
+	o.packed = o.table.Take(o.packed[:0], o.room, now)
+	if len(o.packed) == 0 {
+		return false
+	}
+	_, unsent := o.send(o.packed)
+	if len(unsent) == 0 {
+		o.sendWorks()
+		return true
+	}
+	o.table.Unsent(unsent, true)
+	hold := o.d.live.Load().BatchDeadline / 4 << min(o.failed, 16)
+	o.heldTill = now.Add(min(hold, maxHold))
+	o.failed++
+	return true
+}
+
+// sendWorks notes that a datagram has left. After failures, something may have
+// been lost for want of room to wait.
+func (o *outlet) sendWorks() {
+	if o.failed == 0 {
+		return
+	}
+	o.failed, o.heldTill = 0, time.Time{}
+	o.d.repairs.owe("datagrams could not be sent for a while")
+}
+
+// sweep sends as many of the sessions in from as fit one datagram. It returns how
+// many it went through, how many of them it sent, in how many datagrams, and how
+// many of those failed. Expirations count from base. Nothing is announced
+// meanwhile, so that what it sends is no older than that.
+func (o *outlet) sweep(from []session.Session, base time.Time, all bool) (through, sent, datagrams, failed int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.table == nil {
+		return 0, 0, 0, 0
+	}
+	o.packed, through = o.table.Sweep(o.packed[:0], from, base, base, all, o.room, time.Now())
+	if sent = len(o.packed); sent > 0 {
+		var unsent []session.Session
+		datagrams, unsent = o.send(o.packed)
+		if len(unsent) > 0 {
+			failed = 1
+			o.table.Unsent(unsent, false)
+		} else {
+			o.sendWorks()
+		}
 	}
 	return through, sent, datagrams, failed
 }
 
-// freshSet remembers what was announced while a sweep runs: a bounded number of
-// sessions. Of more, the sweep sends some although it need not.
-type freshSet struct {
-	bound int
-	on    atomic.Bool
-
-	mu sync.Mutex
-	m  map[session.Key]news
-}
-
-// news is what was announced of a session.
-type news struct {
-	timer session.Timer
-	dies  time.Time
-}
-
-// watch begins, or ends and forgets.
-func (f *freshSet) watch(on bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.m = make(map[session.Key]news)
-	f.on.Store(on)
-}
-
-func (f *freshSet) note(sessions []session.Session, now time.Time) {
-	if !f.on.Load() {
-		return
+// lacking keeps of sessions, part of the kernel's table, those that peers may
+// lack; or all.
+func (o *outlet) lacking(sessions []session.Session, all bool, now time.Time) []session.Session {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.table == nil {
+		return nil
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	return slices.DeleteFunc(sessions, func(s session.Session) bool { return !o.table.Lacks(&s, now) && !all })
+}
+
+// reading says that all of the kernel's table is about to be read, or has been.
+func (o *outlet) reading(begins bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case o.table == nil:
+	case begins:
+		o.table.BeginSweep()
+	default:
+		o.table.EndSweep()
+	}
+}
+
+// send sends sessions: in one datagram, or in pieces should the path have become
+// too narrow. It returns in how many, and those that could not be sent.
+func (o *outlet) send(sessions []session.Session) (datagrams int, unsent []session.Session) {
+	o.buf = o.buf[:0]
 	for i := range sessions {
-		s := &sessions[i]
-		k := s.Key()
-		if _, known := f.m[k]; known || len(f.m) < f.bound {
-			f.m[k] = news{s.Timer, now.Add(time.Duration(s.Expiration) * time.Millisecond)}
-		}
+		o.buf = o.encoding.Append(o.buf, &sessions[i], o.pool6)
 	}
-}
-
-// has tells whether there is news of s, and no sign that it is older than what
-// the caller has: the same timer, but an earlier death.
-func (f *freshSet) has(s *session.Session, dies time.Time) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	n, ok := f.m[s.Key()]
-	return ok && (n.timer != s.Timer || !n.dies.Before(dies))
-}
-
-// send packs what box holds into buf and sends it. It returns how many datagrams
-// that took, since it goes in pieces should the path have become too narrow, and
-// how many of them failed.
-func (d *Daemon) send(buf []byte, box *batch.Outbox, now time.Time) (_ []byte, datagrams, failed int) {
-	entries := box.Len()
-	buf = box.Pack(buf, now)
-	err := d.write(buf)
+	err := o.d.write(o.buf)
 	if errors.Is(err, mcast.ErrTooBig) {
-		size, room := len(buf)/entries, d.group().MaxPayload()
-		box.Resize(room)
-		if piece := room / size * size; piece > 0 && piece < len(buf) {
-			for b := range slices.Chunk(buf, piece) {
-				datagrams++
-				failed += d.sent(d.write(b), len(b)/size, len(b))
+		room := o.room
+		if o.resizeLocked(o.d.maxPayload()); o.room < room && o.room < len(sessions) {
+			for piece := range slices.Chunk(sessions, o.room) {
+				n, failed := o.send(piece)
+				datagrams += n
+				unsent = append(unsent, failed...)
 			}
-			return buf, datagrams, failed
+			return datagrams, unsent
 		}
 	}
-	return buf, 1, d.sent(err, entries, len(buf))
+	if !o.d.sent(err, len(sessions), len(o.buf)) {
+		unsent = sessions
+	}
+	return 1, unsent
 }
 
 // write sends a datagram. It waits for room in the socket, but not for long: the
 // kernel's announcements wait behind it.
 func (d *Daemon) write(b []byte) error {
 	group := d.group()
+	if group == nil {
+		return errNoGroup
+	}
 	group.SetWriteDeadline(time.Now().Add(writeTimeout))
 	return group.Write(b)
 }
 
-// sent counts a datagram, and returns 1 if it failed.
-func (d *Daemon) sent(err error, entries, bytes int) (failed int) {
+// sent counts a datagram, and tells whether it went.
+func (d *Daemon) sent(err error, entries, bytes int) bool {
 	if err != nil {
 		d.count.sendErrors.add(err)
-		d.limit.Warn("a datagram could not be sent", "sessions", entries, "err", err)
-		return 1
+		d.limit.Warn("a datagram could not be sent: it will be tried again", "sessions", entries, "err", err)
+		return false
 	}
-	if d.debug {
-		d.log.Debug("sent", "sessions", entries, "bytes", bytes)
+	if d.debugs(context.Background()) {
+		d.Log.Debug("sent", "sessions", entries, "bytes", bytes)
 	}
 	d.count.sentDatagrams.Add(1)
 	d.count.sentSessions.Add(uint64(entries))
 	d.count.sentBytes.Add(uint64(bytes))
-	return 0
+	return true
 }

@@ -15,13 +15,19 @@ import (
 // makes up addresses only pushes out the one unheard the longest.
 const maxPeers = 64
 
+// keptPeer is the number for sessions of which it is no longer known who sent
+// them.
+const keptPeer = 1
+
 // peers remembers who was heard.
 type peers struct {
-	mu sync.Mutex
-	m  map[netip.Addr]*peer
+	mu   sync.Mutex
+	m    map[netip.Addr]*peer
+	last uint32 // number that was given
 }
 
 type peer struct {
+	number    uint32 // tells it from every other peer there was
 	encoding  session.Encoding
 	swapped   bool
 	last      time.Time
@@ -30,8 +36,9 @@ type peer struct {
 	refused   uint64
 }
 
-// heard notes a datagram from a, of which so many entries were not taken.
-func (p *peers) heard(a netip.Addr, r session.Report, refused int, now time.Time) {
+// heard notes a datagram from a, of which so many entries were not taken, and
+// returns the sender's number.
+func (p *peers) heard(a netip.Addr, r session.Report, refused int, now time.Time) uint32 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	q := p.m[a]
@@ -42,7 +49,8 @@ func (p *peers) heard(a netip.Addr, r session.Report, refused int, now time.Time
 		if len(p.m) >= maxPeers {
 			p.forgetOldest()
 		}
-		q = new(peer)
+		p.last = max(keptPeer, p.last) + 1
+		q = &peer{number: p.last}
 		p.m[a] = q
 	}
 	q.last = now
@@ -52,6 +60,7 @@ func (p *peers) heard(a netip.Addr, r session.Report, refused int, now time.Time
 	if r.Read > 0 {
 		q.encoding, q.swapped = r.Encoding, r.Swapped
 	}
+	return q.number
 }
 
 func (p *peers) forgetOldest() {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"syscall"
 	"time"
 
 	"joold/internal/config"
@@ -27,8 +28,25 @@ func listenStats(ctx context.Context, cfg *config.Config) (net.PacketConn, error
 	return conn, nil
 }
 
-// serveStats answers whatever datagram comes with the C daemon's six lines.
-func (d *Daemon) serveStats(ctx context.Context, conn net.PacketConn) error {
+// serveStats opens the statistics socket, as soon as its address is there, and
+// answers whatever datagram comes with the C daemon's six lines.
+func (d *Daemon) serveStats(ctx context.Context) error {
+	for {
+		conn, err := listenStats(ctx, d.fixed)
+		if err == nil {
+			return d.answerStats(ctx, conn)
+		}
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return err
+		}
+		d.limit.Warn("cannot serve statistics yet", "err", err)
+		if !pause(ctx, time.Second) {
+			return nil
+		}
+	}
+}
+
+func (d *Daemon) answerStats(ctx context.Context, conn net.PacketConn) error {
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	query := make([]byte, 1)
 	for {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"joold/internal/batch"
 	"joold/internal/control"
 	"joold/internal/session"
 )
@@ -25,27 +26,23 @@ func (d *Daemon) handle(ctx context.Context, r control.Request, reply func(contr
 		}
 		return reply(control.Reply{Done: &p})
 	}
-	return fmt.Errorf("this daemon (%s) does not know the request %q", d.version, r.Op)
+	return fmt.Errorf("this daemon (%s) does not know the request %q", d.Version, r.Op)
 }
 
 // status is what the daemon says of itself.
 func (d *Daemon) status(now time.Time) control.Status {
 	c := &d.count
-	group := d.group()
-	local := group.Local()
+	table, verdicts := d.out.status()
 	s := control.Status{
-		Version: d.version, PID: os.Getpid(), Started: d.started, Uptime: now.Sub(d.started).Seconds(),
-		Instance: control.Instance{Name: d.cfg.Instance},
-		Network: control.Network{
-			Group: local.Group.String(), In: local.In, Out: local.Out, Source: local.Source.String(),
-			MTU: local.MTU, MaxPayload: group.MaxPayload(),
-			ReadBuffer: local.ReadBuffer, WriteBuffer: local.WriteBuffer,
-		},
+		Version: d.Version, PID: os.Getpid(), Started: d.started, Uptime: now.Sub(d.started).Seconds(),
+		Instance: control.Instance{Name: d.fixed.Instance, WaitingFor: d.condition.why(theInstance)},
+		Network:  control.Network{Group: d.fixed.Group, In: d.fixed.In, Out: d.fixed.Out, WaitingFor: d.condition.why(theGroup)},
+		Table:    table,
 		Kernel: control.Kernel{
 			Messages: c.kernelMessages.Load(), Sessions: c.kernelSessions.Load(), Bytes: c.kernelBytes.Load(),
 			Unreadable: byReason[session.Defect](c.kernelBad[:]),
-			Overruns:   c.overruns.Load(),
-			Injected:   c.injected.Load(), AddMessages: c.addMessages.Load(), AddErrors: c.addErrors.Load(),
+			Overruns:   c.overruns.Load(), QueueDrops: c.kernelDrops.Load(),
+			Injected: c.injected.Load(), AddMessages: c.addMessages.Load(), AddErrors: c.addErrors.Load(),
 			Dropped: c.dropped.Load(), Foreign: c.foreign.Load(), Malformed: c.malformed.Load(),
 			Unfit: c.unfit.Load(), Expired: c.expired.Load(),
 		},
@@ -55,13 +52,24 @@ func (d *Daemon) status(now time.Time) control.Status {
 			RcvdDatagrams: c.rcvdDatagrams.Load(), RcvdSessions: c.rcvdSessions.Load(), RcvdBytes: c.rcvdBytes.Load(),
 			Unreadable: byReason[session.Defect](c.rcvdBad[:]),
 			Refused:    byReason[session.Refusal](c.refused[:]),
-			Unserved:   c.unserved.Load(), ReadErrors: c.readErrors.Load(), SocketDrops: c.socketDrops.Load() + group.Drops(),
+			Strays:     byReason[stray](c.strays[:]),
+			Verdicts:   verdicts,
+			Unserved:   c.unserved.Load(), ReadErrors: c.readErrors.Load(), SocketDrops: c.socketDrops.Load(),
 		},
 		Peers: d.peers.snapshot(now),
 	}
+	if group := d.group(); group != nil {
+		local := group.Local()
+		s.Network = control.Network{
+			WaitingFor: s.Network.WaitingFor,
+			Group:      local.Group.String(), In: local.In, Out: local.Out, Source: local.Source.String(),
+			MTU: local.MTU, MaxPayload: group.MaxPayload(),
+			ReadBuffer: local.ReadBuffer, WriteBuffer: local.WriteBuffer,
+		}
+		s.Net.SocketDrops += group.Drops()
+	}
 	l := d.link.Load()
 	if l == nil {
-		s.Instance.WaitingFor, _ = d.waitingFor.Load().(string)
 		return s
 	}
 	m := l.Module()
@@ -72,11 +80,48 @@ func (d *Daemon) status(now time.Time) control.Status {
 	s.Instance.AnyMask = l.policy.Load().Masquerades()
 	s.Network.Wire = l.wire.String()
 	in := l.inbox.Counts()
-	s.Kernel.Waiting = in.Waiting
+	s.Kernel.Waiting, s.Kernel.WaitingLimit = in.Waiting, inboxSize
+	s.Net.RefusedWaiting = l.refused.Counts().Waiting
 	s.Kernel.Dropped += in.Dropped
 	s.Kernel.Expired += in.Expired
 	heard := l.Counters()
 	s.Kernel.Foreign += heard.Foreign
 	s.Kernel.Malformed += heard.Malformed
 	return s
+}
+
+// status is what the table says of itself, with the counts of those before it.
+func (o *outlet) status() (control.Table, map[string]uint64) {
+	o.mu.Lock()
+	c := o.past
+	if o.table != nil {
+		c = o.counts()
+	}
+	o.mu.Unlock()
+	cfg := o.d.live.Load()
+	verdicts := make(map[string]uint64, len(c.Verdicts))
+	for v, n := range c.Verdicts {
+		verdicts[batch.Verdict(v).String()] = n
+	}
+	return control.Table{
+		Sessions: c.Sessions, Limit: tableLimit(cfg), Full: c.Full,
+		Pending: c.Pending, PendingLimit: cfg.Pending, Died: c.Died,
+		HeldBack: c.Held + c.Unchanged, DroppedRefreshes: c.DroppedRefreshes, DroppedNews: c.DroppedNews,
+		Displaced: c.Displaced, Vanished: c.Vanished, Sweeps: o.d.count.sweeps.Load(),
+	}, verdicts
+}
+
+// counts are the table's, and those of the tables before it.
+func (o *outlet) counts() batch.TableCounts {
+	c, p := o.table.Counts(), &o.past
+	for sum, n := range map[*uint64]uint64{
+		&c.Unchanged: p.Unchanged, &c.Held: p.Held, &c.DroppedRefreshes: p.DroppedRefreshes, &c.DroppedNews: p.DroppedNews,
+		&c.Died: p.Died, &c.Full: p.Full, &c.Displaced: p.Displaced, &c.Vanished: p.Vanished,
+	} {
+		*sum += n
+	}
+	for v, n := range p.Verdicts {
+		c.Verdicts[v] += n
+	}
+	return c
 }

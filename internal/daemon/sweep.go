@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	// DefaultRate is how many sessions a second an advertisement sends unless
-	// told otherwise. The C daemon on the other side must be able to inject
-	// them as they come: what its socket cannot hold is lost.
+	// DefaultRate is how many sessions a second a sweep sends unless told
+	// otherwise. The C daemon on the other side must be able to inject them as
+	// they come: what its socket cannot hold is lost.
 	DefaultRate = 10_000
 
 	// MaxRate bounds what a client may ask for.
@@ -25,15 +25,17 @@ const (
 	// send all that a further one could.
 	maxSweeps = 2
 
+	// maxFailures is how many datagrams in a row may fail before a sweep is given up.
+	maxFailures = 10
+
 	progressInterval = 250 * time.Millisecond
 )
 
 var errNotInService = errors.New("not in service")
 
-// advertise sends the instance's whole table, oldest updates first, at rate
-// sessions per second (0: DefaultRate), and tells how far it is. What the kernel
-// announces meanwhile is left out, since it has gone out fresher. One
-// advertisement runs at a time, and one more may wait for it.
+// advertise sends the instance's whole table, at rate sessions per second (0:
+// DefaultRate), and tells how far it is. One advertisement runs at a time, and one
+// more may wait for it.
 func (d *Daemon) advertise(ctx context.Context, rate int, tell func(control.Progress) error) (p control.Progress, err error) {
 	if rate == 0 {
 		rate = DefaultRate
@@ -47,17 +49,36 @@ func (d *Daemon) advertise(ctx context.Context, rate int, tell func(control.Prog
 	default:
 		return p, errors.New("advertise: an advertisement is under way and another waits for it already")
 	}
+	for _, part := range []part{theInstance, theGroup} {
+		if why := d.condition.why(part); why != "" {
+			return p, fmt.Errorf("advertise: %w: %s", errNotInService, why)
+		}
+	}
+	l := d.link.Load()
+	if l == nil {
+		return p, fmt.Errorf("advertise: %w", errNotInService)
+	}
+	if p, err = d.sweep(ctx, l, true, rate, tell); err != nil {
+		return p, fmt.Errorf("advertise: %w", err)
+	}
+	d.Log.Info("advertised the table", "sessions", p.Total, "unreadable", p.Unreadable, "datagrams", p.Datagrams,
+		"failed", p.Failed, "took", time.Duration(p.Seconds*float64(time.Second)).Round(time.Millisecond))
+	if p.Failed > 0 {
+		return p, fmt.Errorf("advertise: %d of %d datagrams could not be sent: see the daemon's log", p.Failed, p.Datagrams)
+	}
+	return p, nil
+}
+
+// sweep reads l's table and sends, oldest updates first, all of it or what peers
+// may lack. What the kernel announces meanwhile is left out, since it has gone
+// out fresher. It waits for a sweep that runs already.
+func (d *Daemon) sweep(ctx context.Context, l *link, all bool, rate int, tell func(control.Progress) error) (p control.Progress, err error) {
 	select {
 	case d.sweeping <- struct{}{}:
 		defer func() { <-d.sweeping }()
 	case <-ctx.Done():
 		return p, ctx.Err()
 	}
-	l := d.link.Load()
-	if l == nil {
-		return p, fmt.Errorf("advertise: %w: %s", errNotInService, d.waitingFor.Load())
-	}
-
 	start := time.Now()
 	told := start
 	report := func(now time.Time) error {
@@ -69,56 +90,65 @@ func (d *Daemon) advertise(ctx context.Context, rate int, tell func(control.Prog
 		return tell(p)
 	}
 
-	d.out.watch(true)
-	defer d.out.watch(false)
-	table, unreadable, err := readTable(ctx, l, start, func(n int) error {
+	d.out.reading(true)
+	keep := func(page []session.Session) []session.Session { return d.out.lacking(page, all, time.Now()) }
+	table, unreadable, err := readTable(ctx, l, start, keep, func(n int) error {
 		p.Read = n
 		return report(time.Now())
 	})
 	if err != nil {
 		return p, err
 	}
+	if unreadable == 0 {
+		d.out.reading(false)
+	}
 	session.SortOldestFirst(table)
 	p.Total, p.Unreadable = len(table), unreadable
 
-	box := d.newOutbox(l)
 	pace := pacer{rate: rate, next: time.Now()}
-	for p.Sent < p.Total {
+	inARow := 0
+	for from := table; len(from) > 0; {
 		if err := pace.wait(ctx); err != nil {
 			return p, err
 		}
 		if d.link.Load() != l {
-			return p, fmt.Errorf("advertise: %w: the instance went away", errNotInService)
+			return p, fmt.Errorf("%w: the instance went away", errNotInService)
 		}
-		through, sent, datagrams, failed := d.out.sweep(box, table[p.Sent:], start)
+		through, sent, datagrams, failed := d.out.sweep(from, start, all)
+		from = from[through:]
 		pace.spend(sent)
 		p.Sent += through
 		p.Datagrams += datagrams
 		p.Failed += failed
+		if failed == 0 && sent > 0 {
+			inARow = 0
+		} else if inARow += failed; inARow == maxFailures {
+			return p, errors.New("datagrams cannot be sent: see the daemon's log")
+		}
 		if err := report(time.Now()); err != nil {
 			return p, err
 		}
 	}
 	p.Seconds = time.Since(start).Seconds()
-	d.log.Info("advertised the table", "sessions", p.Total, "unreadable", p.Unreadable, "datagrams", p.Datagrams,
-		"failed", p.Failed, "took", time.Since(start).Round(time.Millisecond))
-	if p.Failed > 0 {
-		return p, fmt.Errorf("advertise: %d of %d datagrams could not be sent: see the daemon's log", p.Failed, p.Datagrams)
-	}
+	d.count.sweeps.Add(1)
 	return p, nil
 }
 
-// readTable reads the kernel's whole table, and counts what of it cannot be read.
-// It takes a while, so each expiration is made to count from base.
-func readTable(ctx context.Context, l *link, base time.Time, tell func(read int) error) (table []session.Session, unreadable int, err error) {
+// readTable reads the kernel's whole table and returns what keep keeps of it. It
+// counts what cannot be read. It takes a while, so each expiration is made to
+// count from base.
+func readTable(ctx context.Context, l *link, base time.Time, keep func([]session.Session) []session.Session,
+	tell func(read int) error) (table []session.Session, unreadable int, err error) {
+	read := 0
 	for _, proto := range session.Protos {
 		err := l.Sessions(ctx, proto, l.pool6, func(page []session.Session) error {
+			read += len(page)
 			since := uint64(time.Since(base).Milliseconds())
-			for _, s := range page {
+			for _, s := range keep(page) {
 				s.Expiration = uint32(min(uint64(s.Expiration)+since, math.MaxUint32))
 				table = append(table, s)
 			}
-			return tell(len(table))
+			return tell(read)
 		})
 		var some *nlchan.UnreadableError
 		if errors.As(err, &some) { // the others are no less worth sending
