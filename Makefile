@@ -4,6 +4,7 @@
 # make test            everything, as root on Debian 12: there are network namespaces and guests with the real Jool
 # make test-short      what is quick of it: format, vet, staticcheck, shellcheck, unit tests with the race detector
 # make test-lab        the scenarios in the guests alone
+# make lab-faults      those in which something breaks under the daemon
 # make fuzz            each fuzz test for FUZZTIME
 # make fuzz-long       the same for a night: ten minutes each, or FUZZTIME
 # make demo            the failover of Jool's tutorial, shown to a person
@@ -29,7 +30,7 @@ GO = scripts/go
 # The version comes from VERSION alone: go's own stamp fails in a work tree that another user owns.
 export GOFLAGS += -buildvcs=false
 
-.PHONY: all build install uninstall test test-short lint unit test-install fuzz fuzz-long lab test-lab demo bench clean help
+.PHONY: all build install uninstall test test-short lint unit test-install fuzz fuzz-long lab test-lab lab-faults demo bench clean help
 
 all: build
 
@@ -96,6 +97,9 @@ fuzz-long: fuzz
 
 test-lab:
 	$(GO) test -tags lab -count=1 -timeout 2h -p 1 ./test/lab/vm ./test/lab
+
+lab-faults:
+	$(GO) test -tags lab -count=1 -timeout 2h ./test/lab -run 'TestLab//^Fault'
 
 lab:
 	$(GO) run -tags lab ./test/lab/shell -jool $(LAB_VERSION)

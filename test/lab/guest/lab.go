@@ -246,10 +246,7 @@ func (l *Lab) build() {
 			if n.machine == (remote{}) {
 				l.overWire(&s, n.Name, f)
 			} else {
-				fmt.Fprintf(&s, `ip link add %[2]s netns %[1]s type veth peer name %[1]s-%[2]s netns net
-					ip -n net link set %[1]s-%[2]s master %[3]s up
-					ip -n %[1]s link set %[2]s up
-					`, n.Name, f.name, f.segment)
+				s.WriteString(n.plug(f))
 			}
 		}
 		for _, a := range p.addresses {
@@ -270,6 +267,14 @@ func (l *Lab) build() {
 		dev, addr, _ := strings.Cut(a, " ")
 		l.J.Run("ip", "address", "add", addr, "dev", dev)
 	}
+}
+
+// plug is a script that gives a node of this machine an interface on a segment.
+func (n *Node) plug(f iface) string {
+	return fmt.Sprintf(`ip link add %[2]s netns %[1]s type veth peer name %[1]s-%[2]s netns net
+		ip -n net link set %[1]s-%[2]s master %[3]s up
+		ip -n %[1]s link set %[2]s up
+		`, n.Name, f.name, f.segment)
 }
 
 // overWire gives a node of the other machine an interface on a segment of this one.

@@ -15,6 +15,7 @@ var tools = map[string]func(args []string) error{
 	"agent": func([]string) error { return serveAgent() },
 	"dump":  dumpSessions,
 	"load":  loadSessions,
+	"small": runSmall,
 	"shell": shell,
 	"demo":  showDemo,
 }
