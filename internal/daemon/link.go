@@ -27,6 +27,7 @@ const (
 	pool4Polls    = 5
 	settlingPolls = 10 // at first pool4 is read at each
 	staticPolls   = 600
+	setUpPolls    = 10 // if the instance refused to be set up
 
 	// silentPolls is after how many polls a node that neither announces nor
 	// hears anything may be the one whose table counts.
@@ -68,7 +69,9 @@ type link struct {
 	pool4   []nlchan.Pool4Entry
 	static  []nlchan.BIBEntry
 	stats   nlchan.Stats
-	read    uint64 // kernelMessages when stats were read
+	drops   uint64 // messages lost for want of buffer
+	read    uint64 // kernelMessages when these were read
+	unset   bool   // the instance refused to be set up
 }
 
 // misreads tells whether the module would misunderstand what it is given: 4.1.12
@@ -290,7 +293,7 @@ func (d *Daemon) poll(ctx context.Context, l *link) error {
 			l.activate()
 		}
 		err := d.reread(ctx, l, n)
-		if next := d.live.Load(); err == nil && next != cfg {
+		if next := d.live.Load(); err == nil && (next != cfg || l.unset && n%setUpPolls == 0) {
 			cfg = next
 			err = d.setUp(ctx, l)
 			l.apply()
@@ -358,6 +361,12 @@ func (d *Daemon) readStats(ctx context.Context, l *link) error {
 		return nil
 	}
 	l.read = messages
+	// An overrun is told of once, before what the buffer still holds: until that
+	// is read, more is lost without a word, and a sweep may have begun already.
+	if drops := l.Counters().Drops; drops != l.drops {
+		l.drops = drops
+		d.repairs.owe(missedSweep)
+	}
 	stats, err := l.Stats(ctx)
 	if err != nil {
 		return err

@@ -39,7 +39,7 @@ func (d *Daemon) hear(ctx context.Context, l *link) error {
 		if errors.Is(err, nlchan.ErrOverrun) {
 			d.count.overruns.Add(1)
 			d.limit.Warn("the kernel announced faster than the daemon heard: its table will be swept", "instance", d.fixed.Instance)
-			d.repairs.owe("the daemon did not hear all that the kernel announced")
+			d.repairs.owe(missedSweep)
 			continue
 		}
 		if ctx.Err() != nil {

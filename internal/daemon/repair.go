@@ -16,6 +16,8 @@ const (
 	// maxRest is the time between two attempts at a sweep that does not work out.
 	maxRest = 30 * time.Second
 
+	missedSweep = "the daemon did not hear all that the kernel announced"
+
 	// routineSweep is why a module is swept that announces only most sessions.
 	routineSweep = "this module does not announce all sessions (Jool up to 4.1.10)"
 )

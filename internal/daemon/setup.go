@@ -41,6 +41,7 @@ func wanted(cfg *config.Config, v nlchan.Version, is nlchan.Globals) nlchan.Sett
 // setUp changes the instance's settings to what the configuration wants, and
 // says so. An instance that does not let itself be set up is served as it is.
 func (d *Daemon) setUp(ctx context.Context, l *link) error {
+	l.unset = false
 	to := wanted(d.live.Load(), l.Module().Version, l.globals)
 	if to == (nlchan.Settings{}) {
 		return nil
@@ -48,6 +49,7 @@ func (d *Daemon) setUp(ctx context.Context, l *link) error {
 	if err := l.Update(ctx, to); isOver(err) {
 		return err
 	} else if err != nil {
+		l.unset = true
 		d.limit.Warn("cannot set the instance up", "instance", d.fixed.Instance, "err", err)
 		return nil
 	}
