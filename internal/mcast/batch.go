@@ -225,14 +225,15 @@ func (r *receiver) zoneName(scope uint32) string {
 	return r.zone
 }
 
-// drops reads the kernel's count of datagrams that found the buffer full. It
-// tells more than SO_RXQ_OVFL, which speaks only when a later datagram arrives.
-func (r *receiver) drops() (uint32, error) {
+// socketDrops reads the kernel's count of messages that found the socket's buffer
+// full. It is the count that SO_RXQ_OVFL gives; but that comes with a datagram, as
+// of when it was queued, and so says nothing of a burst's end until the next.
+func socketDrops(conn syscall.RawConn) (uint32, error) {
 	const skMeminfoDrops, skMeminfoVars = 8, 9 // linux/sock_diag.h
 	var info [skMeminfoVars]uint32
 	size := uint32(unsafe.Sizeof(info))
 	var errno unix.Errno
-	err := r.conn.Control(func(fd uintptr) {
+	err := conn.Control(func(fd uintptr) {
 		_, _, errno = unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_MEMINFO,
 			uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
 	})

@@ -98,7 +98,6 @@ func TestADeletedInterfaceIsAPassingError(t *testing.T) {
 	j.IP("link delete eth2")
 	for _, c := range conns {
 		err := write(j, c)
-		fmt.Println(err, Temporary(err))
 		if !Temporary(err) || !errors.Is(err, ErrNoInterface) {
 			t.Errorf("%v: want ErrNoInterface, passing", err)
 		}

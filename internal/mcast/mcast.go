@@ -188,7 +188,7 @@ func (c *Conn) Local() Local {
 func (c *Conn) Drops() uint64 {
 	c.dropsMu.Lock()
 	defer c.dropsMu.Unlock()
-	if n, err := c.rx.drops(); err == nil {
+	if n, err := socketDrops(c.rx.conn); err == nil {
 		c.drops += uint64(n - uint32(c.drops))
 	}
 	return c.drops

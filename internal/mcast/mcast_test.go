@@ -218,6 +218,69 @@ func TestTheSameGroupOnAnotherInterfaceIsNotHeard(t *testing.T) {
 	}
 }
 
+// TestNothingButTheGroupOnItsInterfaceIsHeard is why no datagram's destination or
+// interface is asked for: the kernel has looked at both.
+func TestNothingButTheGroupOnItsInterfaceIsHeard(t *testing.T) {
+	j, k := pair(t)
+	nstest.Veth(j, "eth3", k, "eth3")
+	j.Address("eth3", "198.51.100.4/24")
+	k.Address("eth3", "198.51.100.5/24")
+	k.IP("route add 239.0.0.0/8 dev eth2")
+	for _, c := range []struct {
+		cfg    Config // of K
+		strays []string
+	}{
+		{byEth24, []string{"192.0.2.5", "192.0.2.255", "255.255.255.255", "224.0.0.1", "239.64.64.65"}},
+		{Config{Group: group4, TTL: 1}, []string{"192.0.2.5", "192.0.2.255", "255.255.255.255", "224.0.0.1", "239.64.64.65"}},
+		{byEth2, []string{"2001:db8:ff08::5", "ff02::1", "ff08::db8:64:65"}},
+		{Config{Group: group6, TTL: 1}, []string{"2001:db8:ff08::5", "ff02::1", "ff08::db8:64:65"}},
+	} {
+		t.Run(fmt.Sprintf("%v in %q", c.cfg.Group, c.cfg.In), func(t *testing.T) {
+			ck := open(t, k, c.cfg)
+			for _, to := range c.strays {
+				stray(t, j, "eth2", netip.AddrPortFrom(netip.MustParseAddr(to), 6400))
+			}
+			stray(t, j, "eth3", c.cfg.Group) // another link
+			stray(t, k, "eth3", c.cfg.Group) // and this host's own on it
+			if c.cfg.Group.Addr().Is4() {    // lo takes none of IPv6
+				stray(t, k, "lo", c.cfg.Group)
+			}
+			send(t, open(t, j, on(byEth2, c.cfg.Group)), "to the group")
+			expect(t, ck, "to the group")
+			if n, err := waiting(ck.read); !errors.Is(err, unix.EAGAIN) {
+				t.Errorf("heard %d bytes more: %v", n, err)
+			}
+		})
+	}
+}
+
+// stray sends a datagram from n through iface, heard by n's own sockets too.
+func stray(t *testing.T, n *nstest.NS, iface string, to netip.AddrPort) {
+	t.Helper()
+	n.Do(func() {
+		t.Helper()
+		i, err := net.InterfaceByName(iface)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := udpSocket(to.Addr(), func(fd int) error {
+			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1); err != nil {
+				return err
+			}
+			return unix.BindToDevice(fd, iface)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if err := control(conn, func(fd int) error {
+			return unix.Sendto(fd, []byte("stray"), 0, sockaddr(to, device{index: i.Index}))
+		}); err != nil {
+			t.Fatalf("through %s to %v: %v", iface, to, err)
+		}
+	})
+}
+
 // waiting reads without waiting.
 func waiting(conn *net.UDPConn) (n int, err error) {
 	err = control(conn, func(fd int) (err error) {
@@ -736,11 +799,44 @@ func TestDropsAreCounted(t *testing.T) {
 				received += uint64(n)
 				return received+ck.Drops() == sent
 			})
+			if got := rxqOverflow(t, cj, ck); uint64(got) != ck.Drops() {
+				t.Errorf("SO_RXQ_OVFL says %d, want %d", got, ck.Drops())
+			}
 			if received == 0 || received == sent {
 				t.Errorf("%d of %d received: nothing was dropped, or all", received, sent)
 			}
 		})
 	}
+}
+
+// rxqOverflow is the count of drops that comes with a datagram.
+func rxqOverflow(t *testing.T, from, to *Conn) (drops uint32) {
+	t.Helper()
+	if err := control(to.read, func(fd int) error {
+		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := to.SetReadDeadline(time.Now().Add(limit)); err != nil {
+		t.Fatal(err)
+	}
+	send(t, from, "one more")
+	oob := make([]byte, 128)
+	_, n, _, _, err := to.read.ReadMsgUDPAddrPort(make([]byte, 16), oob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range messages {
+		if m.Header.Level == unix.SOL_SOCKET && m.Header.Type == unix.SO_RXQ_OVFL {
+			return binary.NativeEndian.Uint32(m.Data)
+		}
+	}
+	t.Fatal("no SO_RXQ_OVFL with the datagram")
+	return 0
 }
 
 func TestBuffersAreGrantedBeyondTheSystemsLimit(t *testing.T) {

@@ -2,10 +2,15 @@ package mcast
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
+	"os"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"joold/internal/nstest"
 )
@@ -15,14 +20,10 @@ type watched struct{ calls chan struct{} }
 
 func watch(t *testing.T, n *nstest.NS, cfg Config) *watched {
 	t.Helper()
-	var w *Watcher
-	n.Do(func() {
-		t.Helper()
-		var err error
-		if w, err = NewWatcher(cfg); err != nil {
-			t.Fatal(err)
-		}
-	})
+	return run(t, newWatcher(t, n, cfg))
+}
+
+func run(t *testing.T, w *Watcher) *watched {
 	heard := &watched{make(chan struct{}, 1)}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
@@ -39,7 +40,6 @@ func watch(t *testing.T, n *nstest.NS, cfg Config) *watched {
 		if err := <-ended; !errors.Is(err, context.Canceled) {
 			t.Errorf("the watch ended with %v", err)
 		}
-		w.Close()
 	})
 	return heard
 }
@@ -264,4 +264,105 @@ func (f fault) run(t *testing.T, j, k *nstest.NS, cfg Config) {
 func index(t *testing.T, n *nstest.NS, name string) string {
 	t.Helper()
 	return strings.Fields(n.IP("-oneline link show dev " + name))[0]
+}
+
+func TestClosingLeavesTheGroupThoughAForkedProcessHoldsTheSocket(t *testing.T) {
+	for _, cfg := range []Config{byEth24, byEth2} {
+		t.Run(cfg.Group.String(), func(t *testing.T) {
+			j, k := pair(t)
+			at := strings.TrimSuffix(index(t, j, "eth2"), ":")
+			old, held := open(t, j, cfg), -1
+			if err := control(old.read, func(fd int) (err error) {
+				held, err = unix.Dup(fd)
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+			j.IP("link delete eth2")
+			j.IP(fmt.Sprintf("link add name eth2 index %s type veth peer name eth2 netns %s", at, k.Path()))
+			j.IP("link set eth2 up")
+			k.IP("link set eth2 up")
+			j.Address("eth2", "192.0.2.4/24")
+			c := reopen(t, j, old, cfg)
+			if err := unix.Close(held); err != nil {
+				t.Fatal(err)
+			}
+			if change, err := look(t, j, c); change == Reopen {
+				t.Errorf("the old socket took the new one's membership along: %v", err)
+			}
+		})
+	}
+}
+
+// TestDuplicateAddressDetectionIsWaitedFor is what a real interface does, and the
+// namespaces of the other tests do not.
+func TestDuplicateAddressDetectionIsWaitedFor(t *testing.T) {
+	j, k := pair(t)
+	cfg := Config{Group: zoned6, TTL: 1}
+	cj, ck := open(t, j, cfg), open(t, k, cfg)
+	heard := watch(t, j, cfg)
+	j.Sysctl("net.ipv6.conf.eth2.accept_dad", "1")
+	j.Sysctl("net.ipv6.conf.eth2.dad_transmits", "1000")
+	j.IP("link set eth2 down")
+	j.IP("link set eth2 up")
+	if err := heard.await(t, j, cj, Away); !errors.Is(err, ErrNoAddress) {
+		t.Errorf("away because %v, want %v", err, ErrNoAddress)
+	}
+	if err := write(j, cj); !errors.Is(err, ErrNoAddress) || !Temporary(err) {
+		t.Errorf("from an address that is being checked: %v", err)
+	}
+	j.IP("link set eth2 down")
+	j.Sysctl("net.ipv6.conf.eth2.dad_transmits", "1")
+	j.IP("link set eth2 up")
+	heard.await(t, j, cj, Unchanged)
+	send(t, cj, "after")
+	expect(t, ck, "after")
+}
+
+func FuzzAnyTextListsMembersOrNone(f *testing.F) {
+	for _, n := range []string{"igmp", "igmp6"} {
+		text, err := os.ReadFile("/proc/self/net/" + n)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		for _, group := range []netip.Addr{group4.Addr(), group6.Addr()} {
+			members := members6
+			if group.Is4() {
+				members = members4
+			}
+			if members(text, -1, group) {
+				t.Errorf("an interface that cannot be is a member of %v", group)
+			}
+		}
+	})
+}
+
+func TestMembersAreToldByIndexAndGroup(t *testing.T) {
+	const igmp = "Idx\tDevice    : Count Querier\tGroup    Users Timer\tReporter\n" +
+		"1\tlo        :     1      V3\n\t\t\t\t010000E0     1 0:00000000\t\t0\n" +
+		"12\teth2      :     2      V3\n\t\t\t\t404040EF     1 0:00000000\t\t1\n\t\t\t\t010000E0     1 0:00000000\t\t0\n"
+	const igmp6 = "1    lo              ff020000000000000000000000000001     1 0000000C 0\n" +
+		"12   eth2            ff080000000000000000000000db80064     1 00000004 0\n" +
+		"12   eth2            ff080000000000000db8000000640064     1 00000004 0\n"
+	for _, c := range []struct {
+		index int
+		group string
+		want  bool
+	}{
+		{12, "239.64.64.64", binary.NativeEndian.Uint16([]byte{1, 0}) == 1}, // the text is a little-endian machine's
+		{1, "239.64.64.64", false}, {2, "239.64.64.64", false}, {12, "239.64.64.65", false},
+		{12, "ff08::db8:0:64:64", true}, {1, "ff08::db8:0:64:64", false}, {2, "ff08::db8:0:64:64", false}, {12, "ff08::db8:0:64:65", false},
+	} {
+		group := netip.MustParseAddr(c.group)
+		members, text := members6, igmp6
+		if group.Is4() {
+			members, text = members4, igmp
+		}
+		if got := members([]byte(text), c.index, group); got != c.want {
+			t.Errorf("interface %d in %s: %v", c.index, group, got)
+		}
+	}
 }

@@ -95,7 +95,7 @@ func (w *Watcher) wait() error {
 	return err
 }
 
-// Close ends the watch, and a Run with net.ErrClosed.
+// Close ends the watch, and a Run with an error.
 func (w *Watcher) Close() error { return w.conn.Close() }
 
 func watchError(err error) error {
