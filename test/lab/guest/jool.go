@@ -386,8 +386,10 @@ func (s Session) compact() []byte {
 	b = append(b, s.Src4.Addr().AsSlice()...)
 	b = append(b, s.Dst4.Addr().AsSlice()...)
 	b = binary.BigEndian.AppendUint32(b, uint32(s.Expires.Milliseconds()))
-	for _, v := range []uint16{s.Src6.Port(), s.Src4.Port(), s.Dst4.Port(), uint16(s.Proto)<<5 | uint16(s.State)<<2 | uint16(s.Timer)} {
+	for _, v := range []uint16{s.Src6.Port(), s.Src4.Port(), s.Dst4.Port(), s.flags()} {
 		b = binary.BigEndian.AppendUint16(b, v)
 	}
 	return b
 }
+
+func (s Session) flags() uint16 { return uint16(s.Proto)<<5 | uint16(s.State)<<2 | uint16(s.Timer) }
