@@ -2,6 +2,7 @@ package batch
 
 import (
 	"math"
+	"slices"
 	"time"
 
 	"joold/internal/session"
@@ -108,7 +109,8 @@ func NewTable(c TableConfig) *Table {
 	t := &Table{
 		secret:   newSecret(),
 		sessions: newIndex(), nodes: newIndex(), masks: newIndex(),
-		top: 1, hand: 1, topPlace: 1,
+		pages: []*page{new(page)},
+		top:   1, hand: 1, topPlace: 1,
 	}
 	t.rehash = func(slot uint32) uint64 { return t.secret.hash(&t.at(slot).key) }
 	t.rehashNode = func(slot uint32) uint64 { return t.secret.hashNode(&t.at(slot).key) }
@@ -168,15 +170,21 @@ func (t *Table) tick(now time.Time) int64 {
 // and so on, up to the cap or a tenth of the timeout.
 func (t *Table) Observe(s []session.Session, now time.Time) {
 	ms := t.tick(now)
-	for i := range s {
-		t.observe(&s[i], ms)
+	for chunk := range slices.Chunk(s, lookAhead) {
+		var ahead [lookAhead]guess
+		t.lookUp(&ahead, chunk)
+		for i := range chunk {
+			t.observe(&chunk[i], ahead[i], ms)
+		}
 	}
 }
 
-func (t *Table) observe(s *session.Session, now int64) {
-	k := keyOf(s)
-	h := t.secret.hash(&k)
-	slot := t.find(&k, h)
+func (t *Table) observe(s *session.Session, g guess, now int64) {
+	k, h := keyOf(s), g.hash
+	slot := g.slot
+	if r := t.at(slot); r.key != k || r.flags&inUse == 0 { // as slot 0 never is
+		slot = t.find(&k, h)
+	}
 	if slot == 0 {
 		if s.Expiration == 0 {
 			return

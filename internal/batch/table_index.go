@@ -124,6 +124,17 @@ func after(at uint32) uint32 {
 	return at
 }
 
+// guess is the first slot whose word could be that of h, or 0.
+func (x *index) guess(h uint64) uint32 {
+	g := x.segment(h)
+	for at := home(h); g.words[at] != 0; at = after(at) {
+		if g.words[at]&^slotMask == tag(h) {
+			return g.words[at] & slotMask
+		}
+	}
+	return 0
+}
+
 // put adds a slot that is not in the index. rehash is the hash of any slot in
 // it. It fails only if the hash does not tell slots apart.
 func (x *index) put(h uint64, slot uint32, rehash func(uint32) uint64) bool {

@@ -91,6 +91,30 @@ func (t *Table) find(k *key, h uint64) uint32 {
 	return 0
 }
 
+// lookAhead is how many sessions are looked up at once.
+const lookAhead = 36 // what the kernel announces in one message
+
+// guess is where a session probably stands, if it does.
+type guess struct {
+	hash uint64
+	slot uint32
+}
+
+// lookUp guesses where sessions stand. In a large table each look waits for
+// memory twice; here all wait together, since none depends on another.
+func (t *Table) lookUp(g *[lookAhead]guess, s []session.Session) {
+	for i := range s {
+		k := keyOf(&s[i])
+		h := t.secret.hash(&k)
+		g[i] = guess{h, t.sessions.guess(h)}
+	}
+	for i := range s {
+		if slot := g[i].slot; slot != 0 && t.at(slot).flags&inUse == 0 {
+			g[i].slot = 0
+		}
+	}
+}
+
 // findNode is the slot of a session of k's IPv6 transport address, or 0.
 func (t *Table) findNode(k *key) uint32 {
 	h := t.secret.hashNode(k)
