@@ -129,6 +129,9 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 	}
 	if refused[session.RefusedPool4] > 0 {
 		l.doubt.Store(true)
+		if l.unseen() > pollInterval {
+			signal(l.stirred)
+		}
 	}
 	l.give(d.out.accept(from, kept, now), now)
 }
@@ -205,6 +208,12 @@ func (d *Daemon) inject(ctx context.Context, l *link) error {
 		case <-l.inbox.Ready():
 		case <-ctx.Done():
 			return ctx.Err()
+		}
+		if l.unseen() > pollInterval { // it may have been made anew meanwhile
+			if _, err := l.same(ctx); isOver(err) {
+				return err
+			}
+			signal(l.stirred)
 		}
 		taken = l.inbox.Take(taken[:0], time.Now())
 		for chunk := range slices.Chunk(taken, perAdd) {

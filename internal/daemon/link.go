@@ -20,18 +20,22 @@ import (
 
 const (
 	// pollInterval is how often the instance is asked for its settings, which
-	// is also how its removal is noticed.
+	// is also how its removal is noticed, while anything happens or it is new.
+	// When nothing does, idleInterval is.
 	pollInterval = time.Second
+	idleInterval = 5 * time.Second
 
-	// How many polls it is between looks at other things.
-	pool4Polls    = 5
-	settlingPolls = 10 // at first pool4 is read at each
-	staticPolls   = 600
-	setUpPolls    = 10 // if the instance refused to be set up
+	// How often other things are looked at, at the least.
+	pool4Interval  = 5 * time.Second
+	staticInterval = 10 * time.Minute
+	setUpInterval  = 10 * time.Second // if the instance refused to be set up
 
-	// silentPolls is after how many polls a node that neither announces nor
-	// hears anything may be the one whose table counts.
-	silentPolls = 2
+	// settling is for how long an instance is new: pool4 may still be filled.
+	settling = 10 * time.Second
+
+	// silence is after what time a node that neither announces nor hears anything
+	// may be the one whose table counts.
+	silence = 2 * time.Second
 
 	// stoppedFor is how late a poll comes if the daemon was stopped, or the
 	// machine asleep.
@@ -60,18 +64,22 @@ type link struct {
 	doubt   atomic.Bool                    // a mask was refused: pool4 may have changed
 	flush   atomic.Int64                   // ss-flush-deadline in ns
 	heard   chan struct{}                  // holds a token when it has announced something
-	active  chan struct{}                  // closed once it is known, or likely, that the node translates
-	once    sync.Once                      // closes active
+	stirred chan struct{}                  // holds a token when the instance should be looked at now
+	polled  atomic.Int64                   // when it was last looked at, in ns after began
+	began   time.Time
+	active  chan struct{} // closed once it is known, or likely, that the node translates
+	once    sync.Once     // closes active
 
-	// What the policy was made of, and the last counts. They belong to connect,
-	// and then to poll.
-	globals nlchan.Globals
-	pool4   []nlchan.Pool4Entry
-	static  []nlchan.BIBEntry
-	stats   nlchan.Stats
-	drops   uint64 // messages lost for want of buffer
-	read    uint64 // kernelMessages when these were read
-	unset   bool   // the instance refused to be set up
+	// What the policy was made of, and the last counts, with when they were read.
+	// They belong to connect, and then to poll.
+	globals                    nlchan.Globals
+	pool4                      []nlchan.Pool4Entry
+	static                     []nlchan.BIBEntry
+	stats                      nlchan.Stats
+	drops                      uint64 // messages lost for want of buffer
+	read                       uint64 // kernelMessages when these were read
+	unset                      bool   // the instance refused to be set up
+	pool4At, staticAt, setUpAt time.Time
 }
 
 // misreads tells whether the module would misunderstand what it is given: 4.1.12
@@ -87,6 +95,25 @@ func (l *link) loses() bool { return l.Module().Version.Less(4, 1, 11) }
 func (l *link) spoken() {
 	signal(l.heard)
 	l.activate()
+	if l.unseen() > pollInterval {
+		signal(l.stirred)
+	}
+}
+
+// unseen is how long ago the instance was looked at.
+func (l *link) unseen() time.Duration {
+	return time.Since(l.began) - time.Duration(l.polled.Load())
+}
+
+// same looks at the instance and tells, by an error, if it is no longer the one
+// that the link was made for.
+func (l *link) same(ctx context.Context) (nlchan.Globals, error) {
+	g, err := l.Globals(ctx)
+	if err == nil && g.Pool6 != l.pool6 {
+		err = fmt.Errorf("%w: pool6 %s, was %s", errChanged, g.Pool6, l.pool6)
+	}
+	l.polled.Store(int64(time.Since(l.began)))
+	return g, err
 }
 
 func (l *link) activate() { l.once.Do(func() { close(l.active) }) }
@@ -105,7 +132,7 @@ func (d *Daemon) connect(ctx context.Context) (_ *link, err error) {
 	cfg := d.live.Load()
 	l := &link{
 		kernel: k, wire: cfg.Wire, inbox: batch.NewInbox(inboxSize), refused: batch.NewInbox(refusedSize),
-		heard: make(chan struct{}, 1), active: make(chan struct{}),
+		heard: make(chan struct{}, 1), stirred: make(chan struct{}, 1), active: make(chan struct{}), began: time.Now(),
 	}
 	defer func() {
 		if err != nil {
@@ -131,6 +158,7 @@ func (d *Daemon) connect(ctx context.Context) (_ *link, err error) {
 	if l.stats, err = k.Stats(ctx); err != nil {
 		return nil, err
 	}
+	l.pool4At, l.staticAt = l.began, l.began
 	l.apply()
 	if l.globals.SyncEnabled { // else the module writes a line to the kernel's log
 		// The last daemon may have died owing the kernel an ACK.
@@ -269,32 +297,40 @@ func (d *Daemon) follow(ctx context.Context, l *link) error {
 // poll follows the instance's settings, whose changes nothing announces, and
 // ends when the instance is gone or is another.
 func (d *Daemon) poll(ctx context.Context, l *link) error {
-	tick := time.NewTicker(pollInterval)
-	defer tick.Stop()
 	defer d.work.polling.end()
-	last := time.Now()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	<-timer.C
 	cfg := d.live.Load()
 	fromNetwork := d.count.rcvdDatagrams.Load()
-	for n := 1; ; n++ {
+	for {
 		d.sayIfDisabled(l)
+		interval := idleInterval
+		if time.Since(l.began) < settling {
+			interval = pollInterval
+		}
+		timer.Reset(interval)
 		d.work.polling.end()
+		due := time.Now().Add(interval)
 		select {
-		case <-tick.C:
+		case <-timer.C:
+		case <-l.stirred:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 		d.work.polling.begin()
 		now := time.Now()
-		if late := now.Sub(last); late > pollInterval+stoppedFor {
+		if now.Sub(due) > stoppedFor {
 			d.repairs.owe("the daemon was stopped for a while")
 		}
-		last = now
-		if n == silentPolls && d.count.rcvdDatagrams.Load() == fromNetwork {
+		if now.Sub(l.began) > silence && d.count.rcvdDatagrams.Load() == fromNetwork {
 			l.activate()
 		}
-		err := d.reread(ctx, l, n)
-		if next := d.live.Load(); err == nil && (next != cfg || l.unset && n%setUpPolls == 0) {
-			cfg = next
+		err := d.reread(ctx, l, now)
+		if next := d.live.Load(); err == nil && (next != cfg || l.unset && now.Sub(l.setUpAt) > setUpInterval) {
+			if next != cfg {
+				cfg, l.staticAt = next, time.Time{}
+			}
 			err = d.setUp(ctx, l)
 			l.apply()
 			d.out.configure(l)
@@ -321,34 +357,33 @@ func isOver(err error) bool {
 	return false
 }
 
-// reread reads what may have changed, at the nth poll, and makes a new policy if
-// something has. pool4 is read more often while it may still be filled, and when
-// a mask was refused; the static BIB seldom, since finding it takes a walk
-// through the whole BIB.
-func (d *Daemon) reread(ctx context.Context, l *link, n int) error {
-	g, err := l.Globals(ctx)
+// reread reads what may have changed, and makes a new policy if something has.
+// pool4 is read more often while it may still be filled, and when a mask was
+// refused; the static BIB seldom, since finding it takes a walk through the whole
+// BIB.
+func (d *Daemon) reread(ctx context.Context, l *link, now time.Time) error {
+	g, err := l.same(ctx)
 	if err != nil {
 		return err
 	}
-	if g.Pool6 != l.pool6 {
-		return fmt.Errorf("%w: pool6 %s, was %s", errChanged, g.Pool6, l.pool6)
-	}
 	pool4, static := l.pool4, l.static
-	if l.doubt.Swap(false) || n <= settlingPolls || n%pool4Polls == 0 {
+	if l.doubt.Swap(false) || now.Sub(l.began) < settling || now.Sub(l.pool4At) > pool4Interval-pollInterval/2 {
 		if pool4, err = l.Pool4(ctx); err != nil {
 			return err
 		}
+		l.pool4At = now
 	}
-	if n%staticPolls == 0 {
+	if now.Sub(l.staticAt) > staticInterval {
 		if static, err = l.StaticBIB(ctx); err != nil {
 			return err
 		}
+		l.staticAt = now
 	}
 	if g != l.globals || !slices.Equal(pool4, l.pool4) || !slices.Equal(static, l.static) {
 		l.globals, l.pool4, l.static = g, pool4, static
 		l.apply()
 		d.out.configure(l)
-		d.readmit(l, time.Now())
+		d.readmit(l, now)
 	}
 	return d.readStats(ctx, l)
 }

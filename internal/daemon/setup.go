@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"time"
 
 	"joold/internal/config"
 	"joold/internal/nlchan"
@@ -41,7 +42,7 @@ func wanted(cfg *config.Config, v nlchan.Version, is nlchan.Globals) nlchan.Sett
 // setUp changes the instance's settings to what the configuration wants, and
 // says so. An instance that does not let itself be set up is served as it is.
 func (d *Daemon) setUp(ctx context.Context, l *link) error {
-	l.unset = false
+	l.unset, l.setUpAt = false, time.Now()
 	to := wanted(d.live.Load(), l.Module().Version, l.globals)
 	if to == (nlchan.Settings{}) {
 		return nil

@@ -46,7 +46,7 @@ func (w *work) stuck(limit time.Duration) string {
 }
 
 // watchdog tells the service manager, where it wants to know (WatchdogSec), that
-// the daemon lives: while no piece of work takes longer than half that time.
+// the daemon lives: while no piece of work takes longer than a third of that time.
 func (d *Daemon) watchdog(ctx context.Context) error {
 	interval, err := sd.SdWatchdogEnabled(false)
 	if err != nil {
@@ -55,10 +55,10 @@ func (d *Daemon) watchdog(ctx context.Context) error {
 	if interval == 0 {
 		return nil
 	}
-	tick := time.NewTicker(interval / 3)
+	tick := time.NewTicker(interval / 2)
 	defer tick.Stop()
 	for {
-		if name := d.work.stuck(interval / 2); name != "" {
+		if name := d.work.stuck(interval / 3); name != "" {
 			d.limit.Warn("the daemon does not get on: the service manager will start it again", "with", name)
 		} else {
 			d.condition.notify(sd.SdNotifyWatchdog)
