@@ -1,8 +1,8 @@
-// Package batch owns sessions while they wait: an Outbox gathers what the
-// kernel announced into full datagrams, an Inbox gathers what the network
-// brought into cheap injections. Waiting never makes a session younger: the
-// time is taken off its expiration. The package does no I/O, and the clock
-// comes from outside.
+// Package batch owns sessions while they wait, and what is remembered of them: a
+// Table tells what of the kernel's announcements is worth sending and what of the
+// network's is worth injecting, and an Inbox gathers the latter into cheap
+// injections. Waiting never makes a session younger: the time is taken off its
+// expiration. The package does no I/O, and the clock comes from outside.
 package batch
 
 import (
@@ -16,60 +16,6 @@ import (
 type waiting struct {
 	session session.Session
 	since   time.Time
-}
-
-// Outbox gathers sessions until they fill a datagram or the first of them has
-// waited for the deadline. It holds no more than one datagram's worth. It is
-// not safe for concurrent use.
-type Outbox struct {
-	encoding session.Encoding
-	pool6    session.Pool6
-	deadline time.Duration
-	room     int
-	pending  []waiting
-}
-
-// NewOutbox makes an Outbox whose datagrams carry at most maxPayload bytes.
-func NewOutbox(e session.Encoding, p session.Pool6, maxPayload int, deadline time.Duration) *Outbox {
-	o := &Outbox{encoding: e, pool6: p, deadline: deadline}
-	o.Resize(maxPayload)
-	return o
-}
-
-// Resize changes the size of the datagrams to come. Each carries one entry at
-// the least: a path that cannot even carry that says so when it is sent.
-func (o *Outbox) Resize(maxPayload int) {
-	o.room = max(1, maxPayload/o.encoding.EntrySize())
-}
-
-// Add takes s in, and tells whether a datagram is now full: then Pack must
-// come before the next Add.
-func (o *Outbox) Add(s *session.Session, now time.Time) (full bool) {
-	o.pending = append(o.pending, waiting{*s, now})
-	return len(o.pending) >= o.room
-}
-
-// Len is how many sessions wait.
-func (o *Outbox) Len() int { return len(o.pending) }
-
-// Due is when the datagram must leave though it is not full; ok is false when
-// nothing waits.
-func (o *Outbox) Due() (at time.Time, ok bool) {
-	if len(o.pending) == 0 {
-		return time.Time{}, false
-	}
-	return o.pending[0].since.Add(o.deadline), true
-}
-
-// Pack appends to b the datagram of what waits, and empties the Outbox.
-func (o *Outbox) Pack(b []byte, now time.Time) []byte {
-	for i := range o.pending {
-		w := &o.pending[i]
-		s := w.session.Aged(now.Sub(w.since))
-		b = o.encoding.Append(b, &s, o.pool6)
-	}
-	o.pending = o.pending[:0]
-	return b
 }
 
 // Inbox gathers sessions until the kernel takes them: of each only what came

@@ -1,7 +1,6 @@
 package batch
 
 import (
-	"net/netip"
 	"slices"
 	"strconv"
 	"sync"
@@ -11,67 +10,11 @@ import (
 	"joold/internal/session"
 )
 
-var (
-	start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	wkp   = func() session.Pool6 {
-		p, err := session.NewPool6(netip.MustParsePrefix("64:ff9b::/96"))
-		if err != nil {
-			panic(err)
-		}
-		return p
-	}()
-)
+var start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
 func udp(port uint16, expiration uint32) session.Session {
 	return session.Session{Src6: [16]byte{0x20, 1}, Src4: [4]byte{192, 0, 2, 1}, Dst4: [4]byte{192, 0, 2, 8},
 		Src6Port: port, Src4Port: port, Dst4Port: 53, Proto: session.UDP, Expiration: expiration}
-}
-
-func TestADatagramIsFullWhenNoFurtherEntryFits(t *testing.T) {
-	for _, c := range []struct {
-		encoding   session.Encoding
-		maxPayload int
-		want       int
-	}{
-		{session.Enc4113, 1452, 36}, {session.Enc4113, 1472, 36}, {session.Enc4113, 1232, 30},
-		{session.Enc4112, 1452, 27}, {session.Enc4111, 1452, 10}, {session.Enc4111, 139, 1},
-	} {
-		o := NewOutbox(c.encoding, wkp, c.maxPayload, time.Second)
-		n := 1
-		for s := udp(1, 1000); !o.Add(&s, start); n++ {
-		}
-		b := o.Pack(nil, start)
-		if n != c.want || len(b) != n*c.encoding.EntrySize() {
-			t.Errorf("%s in %d bytes: %d entries, %d bytes, want %d entries", c.encoding, c.maxPayload, n, len(b), c.want)
-		}
-		if _, due := o.Due(); due || o.Len() != 0 {
-			t.Errorf("%s: packing left something behind", c.encoding)
-		}
-	}
-}
-
-func TestTheFirstSessionsDeadlineIsTheDatagrams(t *testing.T) {
-	o := NewOutbox(session.Enc4113, wkp, 1452, 10*time.Millisecond)
-	if _, due := o.Due(); due {
-		t.Error("an empty outbox is due")
-	}
-	a, b := udp(1, 1000), udp(2, 1000)
-	o.Add(&a, start)
-	o.Add(&b, start.Add(7*time.Millisecond))
-	if at, due := o.Due(); !due || !at.Equal(start.Add(10*time.Millisecond)) {
-		t.Errorf("due at %v, %v", at, due)
-	}
-}
-
-func TestTimeWaitedInTheOutboxIsTakenOff(t *testing.T) {
-	o := NewOutbox(session.Enc4113, wkp, 1452, time.Second)
-	a, b := udp(1, 1000), udp(2, 1000)
-	o.Add(&a, start)
-	o.Add(&b, start.Add(7*time.Millisecond))
-	got, _ := session.Decode(nil, o.Pack(nil, start.Add(10*time.Millisecond)), wkp)
-	if want := []session.Session{udp(1, 990), udp(2, 997)}; !slices.Equal(got, want) {
-		t.Errorf("got %+v, want %+v", got, want)
-	}
 }
 
 func TestTheInboxKeepsTheLastWordOnEachSession(t *testing.T) {
@@ -135,19 +78,12 @@ func TestNothingIsLostBetweenPutAndTake(t *testing.T) {
 }
 
 func TestWaitingDoesNotAllocate(t *testing.T) {
-	o := NewOutbox(session.Enc4113, wkp, 1452, time.Second)
 	i := NewInbox(100)
 	var ss, taken []session.Session
 	for p := range uint16(36) {
 		ss = append(ss, udp(p, 1000))
 	}
-	buf := make([]byte, 0, 2048)
 	round := func() {
-		for n := range ss {
-			if o.Add(&ss[n], start) {
-				o.Pack(buf, start)
-			}
-		}
 		i.Put(ss, start)
 		taken = i.Take(taken[:0], start)
 	}
