@@ -62,7 +62,7 @@ func TestSystemdTakesTheUnitAndFindsItLittleExposed(t *testing.T) {
 	// It wants to see the program that the unit starts.
 	unit := strings.Replace(read(t, dir+"/systemd/joold@.service"), "/usr/local/bin/joold", "/bin/true", 1)
 	dropIns := map[string]string{"alone": ""}
-	for _, name := range []string{"netns", "group", "memory"} {
+	for _, name := range []string{"netns", "group", "user", "memory"} {
 		text := read(t, dir+"/systemd/"+name+".conf")
 		active := regexp.MustCompile("(?m)^#([A-Z][A-Za-z]+=)").ReplaceAllString(text, "$1")
 		if active == text {
@@ -84,7 +84,7 @@ func TestSystemdTakesTheUnitAndFindsItLittleExposed(t *testing.T) {
 			}
 			// Which reads no drop-ins of a file that it is given.
 			write(t, path, unit+dropIn, 0o644)
-			run(t, "systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=20", path)
+			run(t, "systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=19", path)
 		})
 	}
 }
