@@ -68,7 +68,7 @@ type Conn struct {
 	group   netip.AddrPort
 	in, out device
 	routes  *router // only where the kernel chooses
-	joined  int     // the index of in, also where the kernel has chosen it
+	joined  device  // in, or what the kernel has chosen
 	read    *net.UDPConn
 	write   *net.UDPConn
 	rx      *receiver
@@ -116,7 +116,7 @@ func (c *Conn) open(cfg Config) error {
 		return err
 	}
 	var err error
-	if c.rx, err = newReceiver(c.read, c.in); err != nil {
+	if c.rx, err = newReceiver(c.read, c.joined); err != nil {
 		return c.fail("receive from", c.in.name, err)
 	}
 	if c.tx, err = newSender(c.write, sockaddr(c.group, c.out)); err != nil {
@@ -148,7 +148,7 @@ func (c *Conn) Close() error {
 		// end late, in a process that is just being forked: by then the next Conn
 		// has joined, maybe on another interface of this index.
 		m, _ := c.multicaster(c.read)
-		_ = m.LeaveGroup(&net.Interface{Index: c.joined}, &net.UDPAddr{IP: c.group.Addr().AsSlice()})
+		_ = m.LeaveGroup(c.joined.iface(), &net.UDPAddr{IP: c.group.Addr().AsSlice()})
 		errs[0] = c.read.Close()
 	}
 	if c.write != nil {

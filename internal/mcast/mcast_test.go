@@ -237,6 +237,7 @@ func TestNothingButTheGroupOnItsInterfaceIsHeard(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%v in %q", c.cfg.Group, c.cfg.In), func(t *testing.T) {
 			ck := open(t, k, c.cfg)
+			open(t, k, Config{Group: c.cfg.Group, In: "eth3", Out: "eth3", TTL: 1}) // for whom eth3 takes it in
 			for _, to := range c.strays {
 				stray(t, j, "eth2", netip.AddrPortFrom(netip.MustParseAddr(to), 6400))
 			}

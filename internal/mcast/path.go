@@ -73,11 +73,11 @@ func (c *Conn) checkMembership() (Change, error) {
 		switch {
 		case err != nil:
 			return Away, explain(err, device{}) // the route may come back
-		case now != c.joined:
+		case now != c.joined.index:
 			return Reopen, errRerouted
 		}
 	}
-	member, err := isMember(c.joined, c.group.Addr())
+	member, err := isMember(c.joined.index, c.group.Addr())
 	if err == nil && !member {
 		return Reopen, errNoMember
 	}

@@ -16,7 +16,10 @@ import (
 // group. The C daemon has one for both; but a socket is bound to one device, and
 // one that asks for errors gets those that strangers forge, too.
 func (c *Conn) openSockets(cfg Config) (err error) {
-	if c.read, err = c.socket(c.in, !cfg.NoReuse); err == nil {
+	if c.joined, err = c.whereToJoin(); err == nil {
+		c.read, err = c.socket(c.joined, !cfg.NoReuse)
+	}
+	if err == nil {
 		_ = control(c.read, func(fd int) error {
 			grow(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, cfg.ReadBuffer)
 			return nil
@@ -143,18 +146,25 @@ func (c *Conn) multicaster(conn *net.UDPConn) (m multicaster, setTTL func(int) e
 	return p, p.SetMulticastHopLimit
 }
 
-// join makes the in device hear the group. Where the kernel chooses it, that is
-// asked for first: a socket does not tell where it has joined.
-func (c *Conn) join() (err error) {
-	in := c.in
-	if in.index == 0 {
-		if in.index, err = c.routes.device(c.group.Addr()); err != nil {
-			return err
-		}
+// whereToJoin is the in device, or the one that the kernel chooses. That is asked
+// for first: a socket does not tell where it has joined, and one of IPv6 that is
+// bound to no device hears the group on each where anybody has.
+func (c *Conn) whereToJoin() (device, error) {
+	if c.in.index != 0 {
+		return c.in, nil
 	}
-	c.joined = in.index
+	index, err := c.routes.device(c.group.Addr())
+	if err != nil {
+		return device{}, err
+	}
+	name, err := nameByIndex(index)
+	return device{index: index, name: name}, err
+}
+
+// join makes the socket hear the group.
+func (c *Conn) join() error {
 	m, _ := c.multicaster(c.read)
-	err = m.JoinGroup(in.iface(), &net.UDPAddr{IP: c.group.Addr().AsSlice()})
+	err := m.JoinGroup(c.joined.iface(), &net.UDPAddr{IP: c.group.Addr().AsSlice()})
 	if c.group.Addr().Is6() && errors.Is(err, unix.EINVAL) {
 		err = unix.EADDRNOTAVAIL // the device has no IPv6, its MTU being under 1280
 	}
