@@ -73,6 +73,7 @@ type completable struct {
 type completableFlag struct {
 	name, short, doc string
 	takesValue       bool
+	repeated         bool
 	value            valueKind
 	words            []string // for valueWords
 }
@@ -106,6 +107,9 @@ func (c *command) completable() completable {
 		}
 		if v, ok := f.Value.(interface{ Words() []string }); ok && v.Words() != nil {
 			flag.value, flag.words = valueWords, v.Words()
+		}
+		if v, ok := f.Value.(interface{ Repeated() bool }); ok {
+			flag.repeated = v.Repeated()
 		}
 		out.flags = append(out.flags, flag)
 	})
@@ -317,6 +321,9 @@ func writeZshFlag(b *strings.Builder, f *completableFlag) {
 	}
 	// Each spelling excludes the other, not what else is on the line.
 	exclude := "(" + strings.Join(f.spellings(), " ") + ")"
+	if f.repeated {
+		exclude = "*"
+	}
 	doc := "[" + strings.NewReplacer("[", `\[`, "]", `\]`, ":", `\:`).Replace(f.doc) + "]"
 	fmt.Fprintf(b, " \\\n            %s", zshQuote(exclude+"--"+f.name+suffix+doc+value))
 	if f.short != "" {

@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
+
+	"joold/internal/logging"
 )
 
 // part is one of the things without which the daemon does not serve.
@@ -29,11 +31,11 @@ type condition struct {
 	ready bool          // the service manager was told that the daemon serves
 }
 
-func (c *condition) init(log *slog.Logger) {
+func (c *condition) init(log *slog.Logger, limit *logging.Limiter) {
 	c.log = log
 	c.notify = func(state string) {
 		if _, err := sd.SdNotify(false, state); err != nil {
-			log.Warn("cannot tell the service manager", "state", state, "err", err)
+			limit.Warn("cannot tell the service manager", "state", state, "err", err)
 		}
 	}
 	for p := range c.waits {

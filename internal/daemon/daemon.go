@@ -185,7 +185,7 @@ func newDaemon(cfg *config.Config, o Options) *Daemon {
 	}
 	d.live.Store(cfg)
 	d.work.init(d.started)
-	d.condition.init(d.Log)
+	d.condition.init(d.Log, d.limit)
 	d.out = newOutlet(d)
 	return d
 }

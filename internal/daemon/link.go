@@ -129,9 +129,8 @@ func (d *Daemon) connect(ctx context.Context) (_ *link, err error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg := d.live.Load()
 	l := &link{
-		kernel: k, wire: cfg.Wire, inbox: batch.NewInbox(inboxSize), refused: batch.NewInbox(refusedSize),
+		kernel: k, wire: d.fixed.Wire, inbox: batch.NewInbox(inboxSize), refused: batch.NewInbox(refusedSize),
 		heard: make(chan struct{}, 1), stirred: make(chan struct{}, 1), active: make(chan struct{}), began: time.Now(),
 	}
 	defer func() {

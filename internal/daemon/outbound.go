@@ -158,7 +158,7 @@ func (o *outlet) end(now time.Time) {
 func (d *Daemon) tableConfig(l *link) batch.TableConfig {
 	cfg := d.live.Load()
 	return batch.TableConfig{
-		Limit: tableLimit(cfg), Pending: cfg.Pending, Timeouts: l.globals.Timeouts, Refresh: cfg.Refresh, OwnFor: ownFor,
+		Limit: tableLimit(d.fixed), Pending: cfg.Pending, Timeouts: l.globals.Timeouts, Refresh: cfg.Refresh, OwnFor: ownFor,
 	}
 }
 

@@ -104,7 +104,7 @@ func (o *outlet) status() (control.Table, map[string]uint64) {
 		verdicts[batch.Verdict(v).String()] = n
 	}
 	return control.Table{
-		Sessions: c.Sessions, Limit: tableLimit(cfg), Full: c.Full,
+		Sessions: c.Sessions, Limit: tableLimit(o.d.fixed), Full: c.Full,
 		Pending: c.Pending, PendingLimit: cfg.Pending, Died: c.Died,
 		HeldBack: c.Held + c.Unchanged, DroppedRefreshes: c.DroppedRefreshes, DroppedNews: c.DroppedNews,
 		Displaced: c.Displaced, Vanished: c.Vanished, Sweeps: o.d.count.sweeps.Load(),

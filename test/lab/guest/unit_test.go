@@ -21,8 +21,8 @@ func TestUnitServesAnUnprivilegedUserWithItsOneCapability(t *testing.T) {
 	l.J.Sh("cd /run; mkdir -m 755 " + unit["RuntimeDirectory"] + "; chown nobody " + unit["RuntimeDirectory"])
 
 	p := l.J.Start(append([]string{"setpriv", "--reuid", "nobody", "--clear-groups", "--no-new-privs",
-		"--inh-caps", "-all," + capability(unit["AmbientCapabilities"]),
-		"--ambient-caps", "-all," + capability(unit["AmbientCapabilities"]),
+		"--inh-caps", "-all," + capability(unit["CapabilityBoundingSet"]),
+		"--ambient-caps", "-all," + capability(unit["CapabilityBoundingSet"]),
 		"--bounding-set", "-all," + capability(unit["CapabilityBoundingSet"])},
 		strings.Fields(strings.ReplaceAll(unit["ExecStart"], "%i", "default"))...)...)
 	l.Wait("it is in service", func() (string, bool) {
