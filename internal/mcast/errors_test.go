@@ -24,7 +24,7 @@ func TestWhatKeepsDatagramsFromLeavingPasses(t *testing.T) {
 	down, up := "ip link set eth2 down", "ip link set eth2 up"
 	no4, with4 := "ip address flush dev eth2 scope global", "ip address add 192.0.2.4/24 dev eth2"
 	no6, with6 := "ip -6 address flush dev eth2", "ip address add 2001:db8:ff08::4/96 dev eth2 nodad"
-	off6, on6 := "sysctl -qw net.ipv6.conf.eth2.disable_ipv6=1", "sysctl -qw net.ipv6.conf.eth2.disable_ipv6=0"
+	off6, on6 := "echo 1 >/proc/sys/net/ipv6/conf/eth2/disable_ipv6", "echo 0 >/proc/sys/net/ipv6/conf/eth2/disable_ipv6"
 	route := "ip route replace %s 239.0.0.0/8"
 	back := fmt.Sprintf(route, "") + " dev eth2"
 	full, room := "tc qdisc add dev eth2 root bfifo limit 1", "tc qdisc delete dev eth2 root"
