@@ -33,8 +33,9 @@ const (
 	lap = 30_000 // ms
 
 	lookAtMost   = 1 << 16 // slots in one Expire
-	forgetAtMost = 4096    // sessions in one Expire
-	searchSlots  = 128     // when a full table needs room
+	forgetAtMost = 2048    // sessions in one Expire
+	birthSlots   = 4       // for each new session
+	searchSlots  = 128     // for each when the table is full
 
 	ringSearch = 256 // sessions of one BIB entry
 )
@@ -174,22 +175,21 @@ func (t *Table) Observe(s []session.Session, now time.Time) {
 		var ahead [lookAhead]guess
 		t.lookUp(&ahead, chunk)
 		for i := range chunk {
-			t.observe(&chunk[i], ahead[i], ms)
+			t.observe(&chunk[i], &ahead[i], ms)
 		}
 	}
 }
 
-func (t *Table) observe(s *session.Session, g guess, now int64) {
-	k, h := keyOf(s), g.hash
+func (t *Table) observe(s *session.Session, g *guess, now int64) {
 	slot := g.slot
-	if r := t.at(slot); r.key != k || r.flags&inUse == 0 { // as slot 0 never is
-		slot = t.find(&k, h)
+	if r := t.at(slot); r.key != g.key || r.flags&inUse == 0 { // as slot 0 never is
+		slot = t.find(&g.key, g.hash)
 	}
 	if slot == 0 {
 		if s.Expiration == 0 {
 			return
 		}
-		if slot = t.add(&k, h, now); slot == 0 {
+		if slot = t.add(&g.key, g.hash, now); slot == 0 {
 			return
 		}
 	}
@@ -249,12 +249,14 @@ func (t *Table) add(k *key, h uint64, now int64) uint32 {
 	return slot
 }
 
-// room tells whether one more session can be remembered. If not it looks for one
-// that is dead, for a bounded time.
+// room tells whether one more session can be remembered. It looks for one that is
+// dead, so that deaths keep pace with births, and looks further in a full table.
 func (t *Table) room(now int64) bool {
+	slots := birthSlots
 	if t.records-t.passers >= t.config.Limit {
-		t.reap(searchSlots, 1, now)
+		slots = searchSlots
 	}
+	t.reap(slots, 1, now)
 	return t.records-t.passers < t.config.Limit
 }
 
@@ -674,8 +676,8 @@ func (t *Table) Refused(s []session.Session) {
 	}
 }
 
-// Expire forgets sessions that are dead. Called once a second, it gets through
-// a table of up to two million in half a minute; one call takes a bounded time.
+// Expire forgets sessions that are dead. Called once a second, it looks through a
+// table of up to two million in half a minute; one call takes a bounded time.
 func (t *Table) Expire(now time.Time) {
 	ms := t.tick(now)
 	slots := int64(t.top)*min(ms-t.looked, lap)/lap + 1

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"joold/internal/session"
 )
 
@@ -68,19 +70,14 @@ func TestAMillionSessionsTakeUpTo128BytesEach(t *testing.T) {
 	for i := range ss { // every one its own BIB entry: the worst case
 		ss[i].Src6Port = uint16(i)
 	}
-	for name, pending := range map[string]bool{"sent": false, "with a full queue": true} {
-		got := heapPer(n, func() any {
-			tab := fill(t, tableConfig, ss, start)
-			for i := 0; pending && i < tableConfig.Pending; i += message {
-				c := ss[i : i+message]
-				tab.Unsent(c, true)
-			}
-			return tab
-		})
-		t.Logf("%s: %.1f bytes a session", name, got)
-		if got > 128 {
-			t.Errorf("%s: %.1f bytes a session", name, got)
-		}
+	got := heapPer(n, func() any {
+		tab := fill(t, tableConfig, ss, start)
+		tab.Unsent(ss[:tableConfig.Pending], true)
+		return tab
+	})
+	t.Logf("%.1f bytes a session, the queue full", got)
+	if got > 128 {
+		t.Errorf("%.1f bytes a session", got)
 	}
 	runtime.KeepAlive(ss)
 }
@@ -121,19 +118,31 @@ func BenchmarkObserve(b *testing.B) {
 	}
 }
 
+// threadTime is how long this thread has run: what a call costs, whoever else
+// wants the processor.
+func threadTime(tb testing.TB) time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
+		tb.Fatal(err)
+	}
+	return time.Duration(ts.Nano())
+}
+
 // BenchmarkObserveNew is of sessions that are not in the table, which begins empty
 // and grows to a million; they are taken as they come.
 func BenchmarkObserveNew(b *testing.B) {
 	ss := populace(1_000_000)
 	var buf []session.Session
 	var worst time.Duration
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	b.ReportAllocs()
 	for b.Loop() {
 		tab := NewTable(tableConfig)
 		for i := 0; i+message <= len(ss); i += message {
-			began := time.Now()
+			began := threadTime(b)
 			tab.Observe(ss[i:i+message], start)
-			worst = max(worst, time.Since(began))
+			worst = max(worst, threadTime(b)-began)
 			buf = tab.Take(buf[:0], message, start)
 		}
 	}

@@ -726,7 +726,7 @@ func TestTheTableIsItsModel(t *testing.T) {
 	seeds := []uint64{*tableSeed}
 	if *tableSeed == 0 {
 		seeds = nil
-		for range 300 {
+		for range 60 {
 			seeds = append(seeds, rand.Uint64()|1)
 		}
 	}

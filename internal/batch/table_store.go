@@ -96,6 +96,7 @@ const lookAhead = 36 // what the kernel announces in one message
 
 // guess is where a session probably stands, if it does.
 type guess struct {
+	key  key
 	hash uint64
 	slot uint32
 }
@@ -104,12 +105,12 @@ type guess struct {
 // memory twice; here all wait together, since none depends on another.
 func (t *Table) lookUp(g *[lookAhead]guess, s []session.Session) {
 	for i := range s {
-		k := keyOf(&s[i])
-		h := t.secret.hash(&k)
-		g[i] = guess{h, t.sessions.guess(h)}
+		g[i].key = keyOf(&s[i])
+		g[i].hash = t.secret.hash(&g[i].key)
+		g[i].slot = t.sessions.guess(g[i].hash)
 	}
 	for i := range s {
-		if slot := g[i].slot; slot != 0 && t.at(slot).flags&inUse == 0 {
+		if t.at(g[i].slot).ports != g[i].key.ports {
 			g[i].slot = 0
 		}
 	}

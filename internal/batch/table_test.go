@@ -841,3 +841,38 @@ func TestAnIndexThatCannotTellHashesApartRefuses(t *testing.T) {
 		t.Error("a full segment took one more")
 	}
 }
+
+func TestAnIndexWithoutRoomCostsTheMemoryOfASessionAlone(t *testing.T) {
+	for i := range 3 {
+		tab := NewTable(tableConfig)
+		*[]*index{&tab.sessions, &tab.nodes, &tab.masks}[i].segments[0] = segment{used: segmentFull, depth: maxDepth}
+		observe(tab, 0, udp(1, 300_000))
+		if v := accept(tab, 0, udp(2, 300_000)); v != Inject {
+			t.Errorf("%s", v)
+		}
+		s := udp(3, 300_000)
+		tab.Sweep(nil, []session.Session{s}, start, start, true, 1, start)
+		tab.Unsent([]session.Session{s}, true)
+		if c := tab.Counts(); c.Sessions != 0 || c.Pending != 0 || c.Full != 4 {
+			t.Errorf("counted %+v", c)
+		}
+		for _, x := range []*index{&tab.sessions, &tab.nodes, &tab.masks} {
+			if *x.segments[0] != (segment{}) && x.segments[0].depth != maxDepth {
+				t.Error("something is left in an index")
+			}
+		}
+	}
+}
+
+func TestABIBEntryOfTooManySessionsIsTakenForOwn(t *testing.T) {
+	tab := NewTable(tableConfig)
+	for i := range uint16(ringSearch + 1) {
+		s := udp(1, 300_000)
+		s.Dst4Port = i
+		accept(tab, 0, s)
+	}
+	rival := rivalOf(udp(1, 300_000), true, false)
+	if v, b := tab.Accept(1, &rival, at(time.Second)); v != Conflict || !b.Own {
+		t.Errorf("%s with %+v", v, b)
+	}
+}
