@@ -16,7 +16,7 @@ const (
 
 	// pathInterval is how often the path to the group is looked at when no
 	// interface has changed: routes, and what the watch may have missed.
-	pathInterval = time.Minute
+	pathInterval = 30 * time.Second
 
 	// assumedPayload is the size of datagrams while there is no path to ask:
 	// what IPv6 promises everywhere.

@@ -14,8 +14,7 @@ import (
 )
 
 const (
-	readBatch   = 64   // datagrams per system call
-	maxDatagram = 9216 // bytes: what fits an Ethernet frame, a jumbo one even
+	readBatch = 64 // datagrams per system call
 
 	// perAdd is how many sessions one injection holds. While the kernel inserts
 	// them, translation waits for the table's lock and ACKs for generic netlink's.
@@ -46,7 +45,7 @@ type intake struct {
 }
 
 func newIntake(d *Daemon) *intake {
-	return &intake{d: d, datagrams: mcast.NewDatagrams(readBatch, maxDatagram)}
+	return &intake{d: d, datagrams: mcast.NewDatagrams(readBatch, mcast.MaxReceived)}
 }
 
 // read takes in what group brings until it is closed or ctx ends.

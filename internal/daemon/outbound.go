@@ -1,8 +1,10 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -261,12 +263,12 @@ func (o *outlet) sendNext(now time.Time) (some bool) {
 	if len(o.packed) == 0 {
 		return false
 	}
-	_, unsent := o.send(o.packed)
-	if len(unsent) == 0 {
+	_, unsent, err := o.send(o.packed)
+	if err == nil {
 		o.sendWorks()
 		return true
 	}
-	o.table.Unsent(unsent, true)
+	o.table.Unsent(unsent, passes(err))
 	hold := o.d.live.Load().BatchDeadline / 4 << min(o.failed, 16)
 	o.heldTill = now.Add(min(hold, maxHold))
 	o.failed++
@@ -296,8 +298,8 @@ func (o *outlet) sweep(from []session.Session, base time.Time, all bool) (throug
 	o.packed, through = o.table.Sweep(o.packed[:0], from, base, base, all, o.room, time.Now())
 	if sent = len(o.packed); sent > 0 {
 		var unsent []session.Session
-		datagrams, unsent = o.send(o.packed)
-		if len(unsent) > 0 {
+		var err error
+		if datagrams, unsent, err = o.send(o.packed); err != nil {
 			failed = 1
 			o.table.Unsent(unsent, false)
 		} else {
@@ -332,28 +334,36 @@ func (o *outlet) reading(begins bool) {
 }
 
 // send sends sessions: in one datagram, or in pieces should the path have become
-// too narrow. It returns in how many, and those that could not be sent.
-func (o *outlet) send(sessions []session.Session) (datagrams int, unsent []session.Session) {
+// too narrow. It returns in how many, those that could not be sent, and why.
+func (o *outlet) send(sessions []session.Session) (datagrams int, unsent []session.Session, err error) {
 	o.buf = o.buf[:0]
 	for i := range sessions {
 		o.buf = o.encoding.Append(o.buf, &sessions[i], o.pool6)
 	}
-	err := o.d.write(o.buf)
+	err = o.d.write(o.buf)
 	if errors.Is(err, mcast.ErrTooBig) {
 		room := o.room
 		if o.resizeLocked(o.d.maxPayload()); o.room < room && o.room < len(sessions) {
+			err = nil
 			for piece := range slices.Chunk(sessions, o.room) {
-				n, failed := o.send(piece)
+				n, left, failure := o.send(piece)
 				datagrams += n
-				unsent = append(unsent, failed...)
+				unsent = append(unsent, left...)
+				err = cmp.Or(err, failure)
 			}
-			return datagrams, unsent
+			return datagrams, unsent, err
 		}
 	}
-	if !o.d.sent(err, len(sessions), len(o.buf)) {
+	o.d.sent(err, len(sessions), len(o.buf))
+	if err != nil {
 		unsent = sessions
 	}
-	return 1, unsent
+	return 1, unsent, err
+}
+
+// passes tells whether a datagram that could not be sent may be sent later.
+func passes(err error) bool {
+	return mcast.Temporary(err) || errors.Is(err, errNoGroup) || errors.Is(err, net.ErrClosed)
 }
 
 // write sends a datagram. It waits for room in the socket, but not for long: the
@@ -367,12 +377,12 @@ func (d *Daemon) write(b []byte) error {
 	return group.Write(b)
 }
 
-// sent counts a datagram, and tells whether it went.
-func (d *Daemon) sent(err error, entries, bytes int) bool {
+// sent counts a datagram.
+func (d *Daemon) sent(err error, entries, bytes int) {
 	if err != nil {
 		d.count.sendErrors.add(err)
-		d.limit.Warn("a datagram could not be sent: it will be tried again", "sessions", entries, "err", err)
-		return false
+		d.limit.Warn("a datagram could not be sent", "sessions", entries, "tried_again", passes(err), "err", err)
+		return
 	}
 	if d.debugs(context.Background()) {
 		d.Log.Debug("sent", "sessions", entries, "bytes", bytes)
@@ -380,5 +390,4 @@ func (d *Daemon) sent(err error, entries, bytes int) bool {
 	d.count.sentDatagrams.Add(1)
 	d.count.sentSessions.Add(uint64(entries))
 	d.count.sentBytes.Add(uint64(bytes))
-	return true
 }
