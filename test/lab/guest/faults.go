@@ -57,15 +57,25 @@ func (f *Fresh) Begin(n, rate int) (wait func()) {
 // WaitCopied waits until all that is in one node's table, which is at least so much, is in the other's.
 func (l *Lab) WaitCopied(from, to *Node, least int) {
 	l.t.Helper()
+	l.waitCopied(from, to, nil, least)
+}
+
+// waitCopied leaves out what is old.
+func (l *Lab) waitCopied(from, to *Node, old map[ID]Session, least int) {
+	l.t.Helper()
 	l.Wait(fmt.Sprintf("%s has the sessions of %s", to.Name, from.Name), func() (string, bool) {
 		have, copied := from.Sessions(), to.Sessions()
-		missing := 0
+		count, missing := 0, 0
 		for id := range have {
+			if _, ok := old[id]; ok {
+				continue
+			}
+			count++
 			if _, ok := copied[id]; !ok {
 				missing++
 			}
 		}
-		return fmt.Sprintf("%d missing of %d", missing, len(have)), missing == 0 && len(have) >= least
+		return fmt.Sprintf("%d missing of %d", missing, count), missing == 0 && count >= least
 	})
 }
 
@@ -77,8 +87,9 @@ func (l *Lab) Trade(f *Fresh) {
 		if !way[0].Owns() {
 			way[1].GiveAddressesTo(way[0])
 		}
+		old := way[0].Sessions()
 		f.Make(flows, 500)
-		l.WaitCopied(way[0], way[1], flows)
+		l.waitCopied(way[0], way[1], old, flows)
 	}
 	l.K.GiveAddressesTo(l.J)
 }
@@ -175,7 +186,7 @@ func (n *Node) Plug() {
 func (n *Node) PlugBare() {
 	n.lab.t.Helper()
 	n.lab.script(n.machine, n.plug(syncPlug))
-	n.Sh("ip link set " + syncPlug.name + " down; ip link set " + syncPlug.name + " addrgenmode none up")
+	n.Sh("ip link set " + syncPlug.name + " addrgenmode none; ip address flush dev " + syncPlug.name)
 }
 
 // syncAddresses are those of the node's sync interface in the plan.
