@@ -6,6 +6,7 @@ import (
 	"net"
 	"time"
 
+	"joold/internal/config"
 	"joold/internal/mcast"
 )
 
@@ -47,7 +48,7 @@ func (d *Daemon) join(ctx context.Context) (network, error) {
 		if ctx.Err() != nil {
 			return nil, nil
 		}
-		if errors.Is(err, mcast.ErrNotMulticast) {
+		if errors.Is(err, mcast.ErrNotMulticast) || errors.Is(err, config.ErrNotMulticast) {
 			return nil, err
 		}
 		d.condition.waitsFor(theGroup, err.Error())

@@ -227,13 +227,12 @@ func (d *Daemon) serve(ctx context.Context) error {
 		if time.Since(began) < time.Second && !pause(ctx, d.flapInterval) {
 			break
 		}
-		if l, err = d.reconnect(ctx); err != nil {
-			// It had the privilege: it may come back.
-			d.Log.Warn("the privilege is gone", "err", err)
+		for l, err = d.reconnect(ctx); err != nil; l, err = d.reconnect(ctx) {
+			// It had the privilege, which may come back.
+			d.condition.waitsFor(theInstance, err.Error())
 			if !pause(ctx, d.flapInterval) {
 				break
 			}
-			l, _ = d.reconnect(ctx)
 		}
 	}
 	if group := d.group(); group != nil {

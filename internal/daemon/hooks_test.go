@@ -1,0 +1,239 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"joold/internal/config"
+	"joold/internal/mcast"
+	"joold/internal/nlchan"
+	"joold/internal/session"
+)
+
+// hookedKernel is a model kernel whose sessions age, and of which a test can make
+// each answer late or an error. Each hook runs before its answer is given.
+type hookedKernel struct {
+	*modelKernel
+	made time.Time // the table's expirations count from then
+
+	hooks                                  sync.Mutex
+	onAck, onAdd, onGlobals, onDump, onSet func() error
+	messagesLost                           uint64
+	receiveErr                             chan error
+}
+
+func newHookedKernel(e session.Encoding) *hookedKernel {
+	return &hookedKernel{modelKernel: newModelKernel(e), made: time.Now(), receiveErr: make(chan error)}
+}
+
+// hook changes the hooks.
+func (k *hookedKernel) hook(change func()) {
+	k.hooks.Lock()
+	defer k.hooks.Unlock()
+	change()
+}
+
+func (k *hookedKernel) call(hook *func() error) error {
+	k.hooks.Lock()
+	f := *hook
+	k.hooks.Unlock()
+	if f == nil {
+		return nil
+	}
+	return f()
+}
+
+func (k *hookedKernel) Receive(buf []byte) (nlchan.Message, error) {
+	select {
+	case m := <-k.announced:
+		return nlchan.Message{Entries: buf[:copy(buf, m)]}, nil
+	case <-k.overrun:
+		return nlchan.Message{}, nlchan.ErrOverrun
+	case err := <-k.receiveErr:
+		return nlchan.Message{}, err
+	case <-k.closed:
+		return nlchan.Message{}, os.ErrDeadlineExceeded
+	}
+}
+
+func (k *hookedKernel) Ack() error {
+	if err := k.call(&k.onAck); err != nil {
+		return err
+	}
+	return k.modelKernel.Ack()
+}
+
+func (k *hookedKernel) Add(s []session.Session, p session.Pool6) error {
+	if err := k.call(&k.onAdd); err != nil {
+		return err
+	}
+	return k.modelKernel.Add(s, p)
+}
+
+func (k *hookedKernel) Globals(ctx context.Context) (nlchan.Globals, error) {
+	if err := k.call(&k.onGlobals); err != nil {
+		return nlchan.Globals{}, err
+	}
+	return k.modelKernel.Globals(ctx)
+}
+
+func (k *hookedKernel) Update(ctx context.Context, s nlchan.Settings) error {
+	if err := k.call(&k.onSet); err != nil {
+		return err
+	}
+	return k.modelKernel.Update(ctx, s)
+}
+
+func (k *hookedKernel) Counters() nlchan.Counters {
+	k.hooks.Lock()
+	defer k.hooks.Unlock()
+	return nlchan.Counters{Drops: k.messagesLost}
+}
+
+// Sessions yields what of the table still lives. Each walk through the table
+// begins with TCP, which is when onDump runs.
+func (k *hookedKernel) Sessions(_ context.Context, proto session.Proto, _ session.Pool6, page func([]session.Session) error) error {
+	if proto == session.Protos[0] {
+		if err := k.call(&k.onDump); err != nil {
+			return err
+		}
+	}
+	age := time.Since(k.made).Milliseconds()
+	var living []session.Session
+	k.mu.Lock()
+	for _, s := range k.table {
+		if s.Proto == proto && int64(s.Expiration) > age {
+			s.Expiration -= uint32(age)
+			living = append(living, s)
+		}
+	}
+	k.mu.Unlock()
+	for chunk := range slices.Chunk(living, 25) {
+		if err := page(chunk); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// has puts sessions into the table, of which the kernel says nothing.
+func (k *hookedKernel) has(ss ...session.Session) {
+	k.set(func() { k.table = append(k.table, ss...) })
+}
+
+// announce puts a session into the table, or brings it up to date, and says so.
+func (k *hookedKernel) announce(s session.Session) {
+	k.set(func() {
+		s.Expiration += uint32(time.Since(k.made).Milliseconds())
+		k.table = append(slices.DeleteFunc(k.table, func(old session.Session) bool { return old.Src6Port == s.Src6Port }), s)
+		s.Expiration -= uint32(time.Since(k.made).Milliseconds())
+	})
+	k.announced <- encode(k.module.Encoding, wkp, s)
+}
+
+// refusingGroup is a model group whose writes fail while the test wants it.
+type refusingGroup struct {
+	*modelGroup
+	err    atomic.Pointer[error]
+	writes atomic.Int64
+}
+
+func (g *refusingGroup) refuse(err error) { g.err.Store(&err) }
+
+func (g *refusingGroup) Write(b []byte) error {
+	g.writes.Add(1)
+	if err := g.err.Load(); err != nil && *err != nil {
+		return *err
+	}
+	return g.modelGroup.Write(b)
+}
+
+// startHooked runs a daemon for k until the test ends. It is for a test in a
+// synctest bubble, and returns when the daemon has come to rest.
+func startHooked(t *testing.T, k *hookedKernel, change func(*config.Config)) *bench {
+	t.Helper()
+	cfg := testConfig()
+	if change != nil {
+		change(cfg)
+	}
+	b := bench0(t, cfg, 0)
+	b.k = k.modelKernel
+	b.dial = func() (kernel, error) { return k, nil }
+	b.run()
+	eventually(t, "the daemon is in service", func() bool { return b.link.Load() != nil && b.group() != nil })
+	return b
+}
+
+// away is a bench whose daemon finds neither instance nor group until it is
+// given them. It does not run yet.
+type away struct {
+	*bench
+	instance atomic.Pointer[hookedKernel]
+	why      atomic.Pointer[error] // why there is none
+	there    atomic.Bool           // the group
+}
+
+func newAway(t *testing.T) *away {
+	a := &away{bench: bench0(t, testConfig(), 0)}
+	a.fails(&nlchan.Error{Op: "find", Instance: "edge", Err: nlchan.ErrNoInstance})
+	a.dial = func() (kernel, error) {
+		if k := a.instance.Load(); k != nil {
+			return k, nil
+		}
+		return nil, *a.why.Load()
+	}
+	a.open = func(context.Context) (network, error) {
+		if a.there.Load() {
+			return a.g, nil
+		}
+		return nil, &mcast.Error{Op: "join", Device: "eth2", Err: mcast.ErrNoInterface}
+	}
+	return a
+}
+
+func (a *away) fails(err error) { a.why.Store(&err) }
+
+// serviceManager listens where systemd would, and returns what yields all that it
+// was told since it was asked last.
+func serviceManager(t *testing.T) (told func() []string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "joold") // t.TempDir's is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "notify")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	t.Setenv("NOTIFY_SOCKET", path)
+	return func() (all []string) {
+		buf := make([]byte, 4096)
+		for {
+			n, _, err := unix.Recvfrom(fd, buf, 0)
+			if errors.Is(err, syscall.EAGAIN) {
+				return all
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, strings.Split(string(buf[:n]), "\n")...)
+		}
+	}
+}
