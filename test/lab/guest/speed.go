@@ -183,6 +183,9 @@ func (l *Lab) Births(rounds, flows int) []time.Duration {
 	return took
 }
 
+// p50 is what half of some sorted times do not exceed.
+func p50(sorted []time.Duration) time.Duration { return sorted[(len(sorted)+1)/2-1] }
+
 // p90 is what nine in ten of some sorted times do not exceed.
 func p90(sorted []time.Duration) time.Duration { return sorted[(len(sorted)*9+9)/10-1] }
 
@@ -217,9 +220,8 @@ func (l *Lab) Stream(flows, rate int) (stop func()) {
 	}
 }
 
-// Lags has n6 send n4 an echo request in a new ICMP session each, as long as more is true, and returns how long each session took to be in
-// K: the shortest first. Each lab has room for so many from its first.
-func (l *Lab) Lags(first uint16, more func(n int) bool) (took []time.Duration) {
+// Lag has n6 send n4 an echo request in a new ICMP session, and returns how long that took to be in K.
+func (l *Lab) Lag(id uint16) (took time.Duration) {
 	l.t.Helper()
 	var fd int
 	err := l.N6.in(func() (err error) {
@@ -230,30 +232,22 @@ func (l *Lab) Lags(first uint16, more func(n int) bool) (took []time.Duration) {
 		l.t.Fatalf("open a socket in n6: %v", err)
 	}
 	defer unix.Close(fd)
-	to := &unix.SockaddrInet6{Addr: l.server6().As16()}
-	l.K.asking(func(k *jool) error {
-		for id := first; more(len(took)); id++ {
-			const echoRequest, icmp = 128, 2 // the latter is Jool's number
-			start := time.Now()
-			if err := unix.Sendto(fd, []byte{echoRequest, 0, 0, 0, byte(id >> 8), byte(id), 0, 0}, 0, to); err != nil {
-				return err
-			}
-			d, err := until(start, fmt.Sprintf("the session of echo request %d in K", id), func() (found bool, err error) {
-				err = k.each(icmp, func(s *Session) error {
-					found = found || s.Src6.Port() == id
-					return nil
-				})
-				return found, err
-			})
-			if err != nil {
-				return err
-			}
-			took = append(took, d)
-			time.Sleep(200 * time.Millisecond)
+	l.K.asking(func(k *jool) (err error) {
+		const echoRequest = 128
+		start := time.Now()
+		err = unix.Sendto(fd, []byte{echoRequest, 0, 0, 0, byte(id >> 8), byte(id), 0, 0}, 0, &unix.SockaddrInet6{Addr: l.server6().As16()})
+		if err != nil {
+			return err
 		}
-		return nil
+		took, err = until(start, fmt.Sprintf("the session of echo request %d in K", id), func() (found bool, err error) {
+			err = k.each(protoICMP, func(s *Session) error {
+				found = found || s.Src6.Port() == id
+				return nil
+			})
+			return found, err
+		})
+		return err
 	})
-	slices.Sort(took)
 	return took
 }
 
