@@ -587,6 +587,7 @@ func (p *play) compare() {
 		r := p.lookup(k)
 		if r == nil {
 			p.fail("%+v is missing", k)
+			return
 		}
 		got := modelSession{
 			Session: r.asOf(0), dies: r.dies.get() - beforeEpoch, shared: r.shared.get(), announced: r.announced.get(),

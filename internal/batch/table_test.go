@@ -480,12 +480,30 @@ func TestTheKernelsWordDisplacesABIBEntry(t *testing.T) {
 	checkTable(t, tab)
 }
 
+func TestASessionDisplacedAndAnnouncedInOneMessageIsNew(t *testing.T) {
+	tab := NewTable(tableConfig)
+	zero := session.Session{State: session.V6Init, Timer: session.TimerTrans, Expiration: 240_000} // as a free record's
+	other := zero
+	other.Dst4Port = 1
+	observe(tab, 0, other, zero)
+	take(tab, 0)
+	rival := rivalOf(zero, true, false)
+	observe(tab, time.Second, rival, zero)
+	if got := take(tab, time.Second); !slices.Equal(got, []session.Session{zero}) {
+		t.Errorf("took %+v", got)
+	}
+	checkTable(t, tab)
+}
+
 func TestWhatTheKernelRefusedIsUnknown(t *testing.T) {
 	tab := NewTable(tableConfig)
 	a, b := udp(1, 300_000), udp(2, 300_000)
 	accept(tab, 0, a)
 	accept(tab, 0, b)
-	observe(tab, time.Second, b)
+	observe(tab, 500*time.Millisecond, b)
+	if tab.Pending() != 0 {
+		t.Fatal("a refresh was not held back")
+	}
 	tab.Refused([]session.Session{a, b, udp(3, 1)})
 	if v := accept(tab, 4*time.Second, a); v != Inject {
 		t.Errorf("what was refused is %s", v)
