@@ -32,6 +32,7 @@ const (
 // hear takes what the kernel announces and hands it to the outlet. The channel
 // has ACKed each message before it is seen here.
 func (d *Daemon) hear(ctx context.Context, l *link) error {
+	defer d.work.hearing.end()
 	buf := make([]byte, nlchan.MessageSize)
 	var heard []session.Session
 	for {
@@ -45,7 +46,6 @@ func (d *Daemon) hear(ctx context.Context, l *link) error {
 			continue
 		}
 		if ctx.Err() != nil {
-			d.work.hearing.end()
 			return ctx.Err()
 		}
 		if err != nil {

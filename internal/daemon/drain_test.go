@@ -1,0 +1,107 @@
+package daemon
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"joold/internal/nlchan"
+	"joold/internal/session"
+)
+
+// acksOf has k note when it is ACKed, by the daemon's own doing.
+func acksOf(k *hookedKernel) func() []time.Time {
+	var at []time.Time
+	k.hook(func() {
+		k.onAck = func() error {
+			k.set(func() { at = append(at, time.Now()) })
+			return nil
+		}
+	})
+	return func() (got []time.Time) {
+		k.set(func() { got, at = at, nil })
+		return got
+	}
+}
+
+func TestLateACKsFollowTheLastMessageAFlushDeadlineApartAndThenNone(t *testing.T) {
+	for ms, apart := range map[uint32]time.Duration{
+		20: 20 * time.Millisecond, 0: 10 * time.Millisecond, 1: 10 * time.Millisecond, 2000: time.Second,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			k := newHookedKernel(session.Enc4113)
+			k.globals.Set(nlchan.SSFlushDeadline, ms)
+			startHooked(t, k, nil)
+			time.Sleep(time.Minute)
+			acks := acksOf(k)
+			time.Sleep(time.Minute)
+			if got := acks(); len(got) != 0 {
+				t.Errorf("%d ACKs in an idle minute", len(got))
+			}
+			for range 3 {
+				k.announce(udp(1, 300_000))
+				time.Sleep(apart / 2)
+			}
+			last := time.Now().Add(-apart / 2)
+			time.Sleep(time.Minute)
+			var after []time.Duration
+			for _, at := range acks() {
+				if d := at.Sub(last); d > 0 {
+					after = append(after, d)
+				}
+			}
+			// The first message set the time.
+			if len(after) < lateACKs-1 || len(after) > lateACKs+1 {
+				t.Fatalf("flush deadline %d ms: ACKs %v after the last message", ms, after)
+			}
+			for i := 1; i < len(after); i++ {
+				if gap := after[i] - after[i-1]; gap != apart {
+					t.Errorf("flush deadline %d ms: ACKs %v after the last message, want %v between them", ms, after, apart)
+				}
+			}
+		})
+	}
+}
+
+func TestOneMessageIsFollowedByFourACKs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newHookedKernel(session.Enc4113)
+		k.globals.Set(nlchan.SSFlushDeadline, 20)
+		startHooked(t, k, nil)
+		acks := acksOf(k)
+		began := time.Now()
+		k.announce(udp(1, 300_000))
+		time.Sleep(time.Minute)
+		var after []time.Duration
+		for _, at := range acks() {
+			after = append(after, at.Sub(began))
+		}
+		ms := time.Millisecond
+		if want := []time.Duration{20 * ms, 40 * ms, 60 * ms, 80 * ms}; !slices.Equal(after, want) {
+			t.Errorf("ACKs after %v, want %v", after, want)
+		}
+	})
+}
+
+func TestADisabledInstanceIsNotACKed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newHookedKernel(session.Enc4113)
+		k.globals.SyncEnabled = false
+		acks := acksOf(k)
+		startHooked(t, k, nil)
+		time.Sleep(time.Minute)
+		k.announce(udp(1, 300_000)) // it was turned off in this moment
+		time.Sleep(time.Minute)
+		if got := acks(); len(got) != 0 {
+			t.Errorf("%d ACKs", len(got))
+		}
+		k.set(func() { k.globals.SyncEnabled = true })
+		time.Sleep(time.Minute)
+		k.announce(udp(1, 300_000))
+		time.Sleep(time.Minute)
+		if got := acks(); len(got) != lateACKs {
+			t.Errorf("turned on, %d ACKs follow a message", len(got))
+		}
+	})
+}
