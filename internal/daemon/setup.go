@@ -58,8 +58,10 @@ func (d *Daemon) setUp(ctx context.Context, l *link) error {
 		was, _ := l.globals.Get(k)
 		d.Log.Info("changed a setting of the instance", "instance", d.fixed.Instance, "setting", k, "from", was, "to", value)
 	}
-	var err error
-	l.globals, err = l.Globals(ctx)
+	is, err := l.Globals(ctx)
+	if err == nil {
+		l.globals = is
+	}
 	return err
 }
 
