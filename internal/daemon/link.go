@@ -404,7 +404,8 @@ func (d *Daemon) readStats(ctx context.Context, l *link) error {
 	if err != nil {
 		return err
 	}
-	if lost := stats.Dropped - l.stats.Dropped; lost > 0 {
+	if stats.Dropped > l.stats.Dropped { // less: the instance was made anew
+		lost := stats.Dropped - l.stats.Dropped
 		d.count.kernelDrops.Add(lost)
 		capacity, _ := l.globals.Get(nlchan.SSCapacity)
 		d.limit.Warn("the module's queue was full: its table will be swept", "instance", d.fixed.Instance,
