@@ -77,6 +77,8 @@ type Table struct {
 	sweep    uint8  // counts sweeps of the kernel's table
 	complete uint8  // the last that went through all of it
 
+	doubtFrom, doubtTill int64 // see Doubt
+
 	counts TableCounts
 }
 
@@ -378,6 +380,23 @@ func (t *Table) Unsent(s []session.Session, retry bool) {
 	}
 }
 
+// Doubt says that what was sent from one moment to another may not have reached
+// anybody. A sweep sends it again. Doubts that overlap, or that have not been
+// settled, become one.
+func (t *Table) Doubt(from, till time.Time) {
+	if t.doubtTill == 0 {
+		t.doubtFrom = lastInstant
+	}
+	t.doubtFrom, t.doubtTill = min(t.doubtFrom, t.ms(from)), max(t.doubtTill, t.ms(till))
+}
+
+// Settle says that all was sent that a sweep which began then found lacking.
+func (t *Table) Settle(begun time.Time) {
+	if t.doubtTill <= t.ms(begun) {
+		t.doubtFrom, t.doubtTill = 0, 0
+	}
+}
+
 // BeginSweep says that all of the kernel's table will be read now, and given to
 // Lacks.
 func (t *Table) BeginSweep() {
@@ -423,7 +442,8 @@ func (t *Table) Lacks(s *session.Session, now time.Time) bool {
 
 func (t *Table) lacks(r *record) bool {
 	l := t.limitsOf(r.proto(), r.here)
-	return r.there != r.here || r.flags&lacking != 0 ||
+	shared := r.shared.get()
+	return r.there != r.here || r.flags&lacking != 0 || shared >= t.doubtFrom && shared <= t.doubtTill ||
 		r.dies.get()-r.known.get() > l.hold+l.timeout/100
 }
 

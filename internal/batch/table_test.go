@@ -554,6 +554,34 @@ func TestASweepSendsWhatPeersLack(t *testing.T) {
 	wantPorts(t, "unsent", first(tab.Sweep(nil, lacking, at(now), at(now), false, 9, at(now+time.Second))), 2, 3)
 }
 
+func TestWhatMayNotHaveArrivedIsSentByTheNextSweepOnce(t *testing.T) {
+	tab := NewTable(tableConfig)
+	for n := range uint16(4) { // a second apart
+		observe(tab, time.Duration(n)*time.Second, udp(n, 300_000))
+		take(tab, time.Duration(n)*time.Second)
+	}
+	tab.Doubt(at(2500*time.Millisecond), at(4*time.Second))
+	tab.Doubt(at(time.Second), at(2*time.Second)) // the first is not settled: both, and what lies between
+	sweep := func(now time.Duration) []session.Session {
+		var kernel []session.Session
+		for n := range uint16(4) {
+			s := udp(n, 300_000-uint32((now-time.Duration(n)*time.Second).Milliseconds()))
+			if tab.Lacks(&s, at(now)) {
+				kernel = append(kernel, s)
+			}
+		}
+		return first(tab.Sweep(nil, kernel, at(now), at(now), false, 9, at(now)))
+	}
+	wantPorts(t, "in doubt", sweep(5*time.Second), 1, 2, 3)
+	tab.Settle(at(3 * time.Second)) // it began before the doubt ended
+	observe(tab, 6*time.Second, udp(0, 300_000))
+	take(tab, 6*time.Second)
+	wantPorts(t, "sent since", sweep(7*time.Second))
+	tab.Settle(at(7 * time.Second))
+	tab.Doubt(at(6*time.Second), at(6*time.Second))
+	wantPorts(t, "a doubt of its own", sweep(8*time.Second), 0)
+}
+
 func first(s []session.Session, _ int) []session.Session { return s }
 
 func TestAFullSweepSendsAllThatWasNotSentSinceItBegan(t *testing.T) {

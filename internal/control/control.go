@@ -53,7 +53,7 @@ type Progress struct {
 	Total      int     `json:"total"`                // sessions to send; 0 while the table is being read
 	Sent       int     `json:"sent"`                 // sessions sent or found to need no sending
 	Datagrams  int     `json:"datagrams"`            // datagrams sent
-	Failed     int     `json:"failed"`               // datagrams that could not be sent
+	Failed     int     `json:"failed"`               // attempts to send one that failed; it was tried again
 	Seconds    float64 `json:"seconds"`              // since the request was taken up
 }
 

@@ -94,6 +94,7 @@ type Daemon struct {
 
 	current     atomic.Pointer[network] // the group, while it is there
 	link        atomic.Pointer[link]    // the instance, while it is there
+	pathLost    time.Time               // when the path to the open group was; zero while it is there; followPath's
 	pathChanged chan struct{}           // holds a token when an interface or address has changed
 	out         *outlet
 	repairs     repairs
@@ -181,7 +182,7 @@ func newDaemon(cfg *config.Config, o Options) *Daemon {
 		pathChanged: make(chan struct{}, 1),
 		repairs:     newRepairs(),
 		sweeps:      make(chan struct{}, maxSweeps), sweeping: make(chan struct{}, 1),
-		flapInterval: 2 * time.Second,
+		flapInterval: retryInterval,
 	}
 	d.live.Store(cfg)
 	d.work.init(d.started)

@@ -263,6 +263,13 @@ func (g *modelGroup) Check() (mcast.Change, error) {
 	return g.change, g.path
 }
 
+// fail makes the writes to come fail.
+func (g *modelGroup) fail(errs ...error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.errs = errs
+}
+
 // becomes changes what Check finds.
 func (g *modelGroup) becomes(c mcast.Change, why error) {
 	g.mu.Lock()
@@ -755,6 +762,7 @@ func TestAPacedAdvertisementDoesNotTurnBackWhatIsHeardWhileItWaits(t *testing.T)
 		done <- err
 	}()
 	eventually(t, "the first datagram is out", func() bool { all, _ := b.g.sent(wkp); return len(all) == 36 })
+	time.Sleep(2 * time.Millisecond) // the table counts in milliseconds
 	k.announced <- encode(session.Enc4113, wkp, udp(50, 300_000))
 	b.g.in <- encode(session.Enc4113, wkp, udp(60, 300_000))
 	eventually(t, "the peer's is taken", func() bool { return len(k.taken()) == 1 })
@@ -785,13 +793,26 @@ func TestAnAdvertisementIsPaced(t *testing.T) {
 	}
 }
 
-func TestAnAdvertisementTellsWhatCouldNotBeSent(t *testing.T) {
+func TestAnAdvertisementTriesAgainWhatCouldNotBeSent(t *testing.T) {
 	k := newModelKernel(session.Enc4113)
 	k.table = []session.Session{udp(1, 100_000)}
 	b := start(t, k, nil)
-	b.g.errs = []error{syscall.ENETUNREACH}
-	if p, err := advertise(b, 0); err == nil || p.Failed != 1 {
+	b.g.fail(syscall.ENETUNREACH)
+	if p, err := advertise(b, 0); err != nil || p.Failed != 1 || p.Datagrams != 1 {
 		t.Errorf("%+v, %v", p, err)
+	}
+	if all, _ := b.g.sent(wkp); len(all) != 1 {
+		t.Errorf("%d sessions sent", len(all))
+	}
+}
+
+func TestAnAdvertisementGivesUpWhenNothingCanBeSent(t *testing.T) {
+	k := newModelKernel(session.Enc4113)
+	k.table = []session.Session{udp(1, 100_000)}
+	b := start(t, k, nil)
+	b.g.fail(slices.Repeat([]error{syscall.ENETUNREACH}, 1000)...)
+	if _, err := advertise(b, 0); !errors.Is(err, syscall.ENETUNREACH) {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -19,6 +19,11 @@ const (
 	// interface has changed: routes, and what the watch may have missed.
 	pathInterval = 30 * time.Second
 
+	// settleTime is how long after a path is back datagrams may still be lost
+	// without a word: the interface's queue takes nothing in before it has noticed
+	// that there is a carrier.
+	settleTime = time.Second
+
 	// assumedPayload is the size of datagrams while there is no path to ask:
 	// what IPv6 promises everywhere.
 	assumedPayload = 1280 - 40 - 8
@@ -86,13 +91,16 @@ func (d *Daemon) leave(group network) {
 // was closed. It never waits for the kernel.
 func (d *Daemon) listen(ctx context.Context) error {
 	in := newIntake(d)
+	var lost time.Time
 	for {
 		group, err := d.join(ctx)
 		if group == nil {
 			return err
 		}
 		d.use(group)
-		d.repairs.owe("the group was joined")
+		if !lost.IsZero() {
+			d.regained(lost)
+		}
 		stop := context.AfterFunc(ctx, func() { group.SetReadDeadline(time.Unix(1, 0)) })
 		in.read(ctx, group)
 		stop()
@@ -100,8 +108,18 @@ func (d *Daemon) listen(ctx context.Context) error {
 			// Not left yet: what waits is sent when the link ends.
 			return nil
 		}
+		lost = time.Now()
 		d.leave(group)
 	}
+}
+
+// regained has sent again, a little later, what may have been lost on the path to
+// the group since it was lost.
+func (d *Daemon) regained(lost time.Time) {
+	time.AfterFunc(settleTime, func() {
+		d.out.doubt(lost.Add(-settleTime), time.Now())
+		d.repairs.owe("the path to the group was away")
+	})
 }
 
 // followPath looks at the path to the group when an interface or an address has
@@ -150,22 +168,27 @@ func (d *Daemon) checkPath() {
 	if group == nil {
 		return
 	}
-	was := d.condition.why(theGroup)
+	away := !d.pathLost.IsZero()
 	change, err := group.Check()
 	switch {
 	case errors.Is(err, net.ErrClosed): // and about to be joined again
 	case change == mcast.Reopen:
+		d.pathLost = time.Time{}
 		d.condition.waitsFor(theGroup, err.Error())
 		group.Close()
 	case change == mcast.Away:
+		if !away {
+			d.pathLost = time.Now()
+		}
 		d.condition.waitsFor(theGroup, err.Error())
 	case err != nil:
 		d.limit.Warn("cannot look at the path to the group", "err", err)
-	case was != "":
+	case away:
+		d.regained(d.pathLost)
+		d.pathLost = time.Time{}
 		d.condition.has(theGroup)
 		d.Log.Info("the path to the group is back", "from", group.Local().Source, "mtu", group.Local().MTU)
 		d.out.resize(group.MaxPayload())
-		d.repairs.owe("the path to the group was away")
 	case change == mcast.Changed:
 		d.out.resize(group.MaxPayload())
 	}

@@ -286,27 +286,44 @@ func (o *outlet) sendWorks() {
 }
 
 // sweep sends as many of the sessions in from as fit one datagram. It returns how
-// many it went through, how many of them it sent, in how many datagrams, and how
-// many of those failed. Expirations count from base. Nothing is announced
-// meanwhile, so that what it sends is no older than that.
-func (o *outlet) sweep(from []session.Session, base time.Time, all bool) (through, sent, datagrams, failed int) {
+// many it went through, how many of them it sent, and in how many datagrams; if
+// that failed, they are still to be gone through. Expirations count from base.
+// Nothing is announced meanwhile, so that what it sends is no older than that.
+func (o *outlet) sweep(from []session.Session, base time.Time, all bool) (through, sent, datagrams int, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.table == nil {
-		return 0, 0, 0, 0
+		return 0, 0, 0, errNotInService
 	}
 	o.packed, through = o.table.Sweep(o.packed[:0], from, base, base, all, o.room, time.Now())
-	if sent = len(o.packed); sent > 0 {
-		var unsent []session.Session
-		var err error
-		if datagrams, unsent, err = o.send(o.packed); err != nil {
-			failed = 1
-			o.table.Unsent(unsent, false)
-		} else {
-			o.sendWorks()
-		}
+	if len(o.packed) == 0 {
+		return through, 0, 0, nil
 	}
-	return through, sent, datagrams, failed
+	datagrams, unsent, err := o.send(o.packed)
+	if err != nil {
+		o.table.Unsent(unsent, false)
+		return 0, 0, 0, err
+	}
+	o.sendWorks()
+	return through, len(o.packed), datagrams, nil
+}
+
+// doubt says that what was sent since then may not have arrived.
+func (o *outlet) doubt(since, now time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.table != nil {
+		o.table.Doubt(since, now)
+	}
+}
+
+// settle says that a sweep which began then has been sent.
+func (o *outlet) settle(begun time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.table != nil {
+		o.table.Settle(begun)
+	}
 }
 
 // lacking keeps of sessions, part of the kernel's table, those that peers may

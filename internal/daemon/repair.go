@@ -103,8 +103,7 @@ func (d *Daemon) repair(ctx context.Context, l *link) error {
 			return ctx.Err()
 		}
 		took := time.Since(began)
-		failed := err != nil || p.Failed > 0
-		if failed {
+		if err != nil {
 			rest = min(2*rest, maxRest)
 		} else {
 			rest = max(restInterval, took/2)
@@ -112,8 +111,8 @@ func (d *Daemon) repair(ctx context.Context, l *link) error {
 		switch {
 		case isOver(err):
 			return err
-		case failed:
-			d.limit.Warn("the sweep of the kernel's table was cut short: it will be tried again", "why", owed.why, "failed", p.Failed, "err", err)
+		case err != nil:
+			d.limit.Warn("the sweep of the kernel's table was cut short: it will be tried again", "why", owed.why, "err", err)
 			d.repairs.add(owed)
 		case owed.quiet && p.Sent == 0:
 		case owed.quiet:

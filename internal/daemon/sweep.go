@@ -25,7 +25,7 @@ const (
 	// send all that a further one could.
 	maxSweeps = 2
 
-	// maxFailures is how many datagrams in a row may fail before a sweep is given up.
+	// maxFailures is how many attempts in a row may fail before a sweep is given up.
 	maxFailures = 10
 
 	progressInterval = 250 * time.Millisecond
@@ -63,9 +63,6 @@ func (d *Daemon) advertise(ctx context.Context, rate int, tell func(control.Prog
 	}
 	d.Log.Info("advertised the table", "sessions", p.Total, "unreadable", p.Unreadable, "datagrams", p.Datagrams,
 		"failed", p.Failed, "took", time.Duration(p.Seconds*float64(time.Second)).Round(time.Millisecond))
-	if p.Failed > 0 {
-		return p, fmt.Errorf("advertise: %d of %d datagrams could not be sent: see the daemon's log", p.Failed, p.Datagrams)
-	}
 	return p, nil
 }
 
@@ -106,7 +103,7 @@ func (d *Daemon) sweep(ctx context.Context, l *link, all bool, rate int, tell fu
 	p.Total, p.Unreadable = len(table), unreadable
 
 	pace := pacer{rate: rate, next: time.Now()}
-	inARow := 0
+	failures := 0
 	for from := table; len(from) > 0; {
 		if err := pace.wait(ctx); err != nil {
 			return p, err
@@ -114,22 +111,25 @@ func (d *Daemon) sweep(ctx context.Context, l *link, all bool, rate int, tell fu
 		if d.link.Load() != l {
 			return p, fmt.Errorf("%w: the instance went away", errNotInService)
 		}
-		through, sent, datagrams, failed := d.out.sweep(from, start, all)
+		through, sent, datagrams, err := d.out.sweep(from, start, all)
+		if err == nil {
+			failures = 0
+		} else if failures++; failures == maxFailures {
+			return p, fmt.Errorf("%d of %d sessions could not be sent: %w", len(from), p.Total, err)
+		} else {
+			p.Failed++
+			pause(ctx, writeTimeout)
+		}
 		from = from[through:]
 		pace.spend(sent)
 		p.Sent += through
 		p.Datagrams += datagrams
-		p.Failed += failed
-		if failed == 0 && sent > 0 {
-			inARow = 0
-		} else if inARow += failed; inARow == maxFailures {
-			return p, errors.New("datagrams cannot be sent: see the daemon's log")
-		}
 		if err := report(time.Now()); err != nil {
 			return p, err
 		}
 	}
 	p.Seconds = time.Since(start).Seconds()
+	d.out.settle(start)
 	d.count.sweeps.Add(1)
 	return p, nil
 }
