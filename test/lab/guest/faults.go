@@ -54,6 +54,26 @@ func (f *Fresh) Begin(n, rate int) (wait func()) {
 	}
 }
 
+// UntilOneIsIn makes flow after flow and returns how long it takes until a node, whose table is empty, has one.
+func (f *Fresh) UntilOneIsIn(n *Node) (took time.Duration) {
+	f.lab.t.Helper()
+	from := f.lab.flows()
+	defer from.close()
+	n.asking(func(j *jool) (err error) {
+		took, err = until(time.Now(), "a new flow is in "+n.Name, func() (bool, error) {
+			time.Sleep(20 * time.Millisecond)
+			f.next++
+			if err := from.send(f.next - 1); err != nil {
+				return false, err
+			}
+			have, err := j.count()
+			return have > 0, err
+		})
+		return err
+	})
+	return took
+}
+
 // WaitCopied waits until all that is in one node's table, which is at least so much, is in the other's.
 func (l *Lab) WaitCopied(from, to *Node, least int) {
 	l.t.Helper()

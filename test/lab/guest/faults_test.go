@@ -79,12 +79,7 @@ func TestFaultJoolGoesAndReturnsUnderTheDaemon(t *testing.T) {
 	}
 	// returned wants new flows to reach K soon after the return of what was gone.
 	returned := func(t *testing.T, f *Fresh, daemons []*Process) {
-		start := time.Now()
-		l.Wait("a new flow reaches K", func() (string, bool) {
-			f.Make(1, 1)
-			return "none has", l.K.Count() > 0
-		})
-		took := time.Since(start)
+		took := f.UntilOneIsIn(l.K)
 		t.Logf("in service %v after the instance's return", took.Round(10*time.Millisecond))
 		if generous := 10 * time.Second; took > generous { // the promise is 2 s
 			t.Errorf("that is more than %v", generous)
