@@ -69,6 +69,14 @@ func (i *Inbox) Put(sessions []session.Session, now time.Time) {
 	}
 }
 
+// Clear throws away what waits.
+func (i *Inbox) Clear() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.pending = i.pending[:0]
+	clear(i.index)
+}
+
 // Take appends to dst all that waits and still lives, in the order in which the
 // kernel takes it in cheaply, and empties the Inbox.
 func (i *Inbox) Take(dst []session.Session, now time.Time) []session.Session {

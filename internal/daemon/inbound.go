@@ -112,7 +112,7 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 		}
 		refused[why]++
 		if why == session.RefusedPool4 {
-			l.refused.Put(scratch[i:i+1], now)
+			l.keep(scratch[i:i+1], now)
 		}
 	}
 	bad := r.Read - len(kept) + r.BadTotal()
@@ -168,6 +168,16 @@ func (o *outlet) accept(from uint32, sessions []session.Session, now time.Time) 
 		}
 	}
 	return kept
+}
+
+// keep keeps refused sessions for when pool4 has changed. When there are too many
+// it begins anew, so that a stranger's do not stand in the way of others for as
+// long as they claim to live.
+func (l *link) keep(sessions []session.Session, now time.Time) {
+	if l.refused.Counts().Waiting >= refusedSize {
+		l.refused.Clear()
+	}
+	l.refused.Put(sessions, now)
 }
 
 // give leaves sessions for the kernel.
