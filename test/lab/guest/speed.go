@@ -92,25 +92,29 @@ func until(start time.Time, what string, is func() (bool, error)) (time.Duration
 func (n *Node) WaitCount(want int) (took time.Duration) {
 	n.lab.t.Helper()
 	const patience = 30 * time.Second
-	start := time.Now()
-	n.asking(func(j *jool) error {
+	start, have := time.Now(), 0
+	n.asking(func(j *jool) (err error) {
 		most, last := -1, start
 		for {
-			have, err := j.count()
+			have, err = j.count()
 			now := time.Now()
 			took = now.Sub(start)
-			if err != nil || have >= want {
-				return err
-			}
 			if have > most {
 				most, last = have, now
 			}
-			if now.Sub(last) > patience {
-				return fmt.Errorf("%d of %d sessions, and no more for %v", have, want, patience)
+			if err != nil || have >= want || now.Sub(last) > patience {
+				return err
 			}
 			time.Sleep(20 * time.Millisecond)
 		}
 	})
+	if have < want {
+		for _, other := range []*Node{n.lab.J, n.lab.K} {
+			status, _ := other.Try("joold", "status", "-i", n.lab.Instance, "--json")
+			n.lab.t.Logf("%s: %s", other.Name, status)
+		}
+		n.lab.t.Fatalf("%s: %d of %d sessions, and no more for %v", n.Name, have, want, patience)
+	}
 	return took.Round(time.Millisecond)
 }
 
