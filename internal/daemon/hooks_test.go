@@ -2,18 +2,17 @@ package daemon
 
 import (
 	"context"
-	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	sd "github.com/coreos/go-systemd/v22/daemon"
 
 	"joold/internal/config"
 	"joold/internal/mcast"
@@ -35,6 +34,26 @@ type hookedKernel struct {
 
 func newHookedKernel(e session.Encoding) *hookedKernel {
 	return &hookedKernel{modelKernel: newModelKernel(e), made: time.Now(), receiveErr: make(chan error)}
+}
+
+// times are when something happened.
+type times struct {
+	mu sync.Mutex
+	at []time.Time
+}
+
+func (t *times) note() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.at = append(t.at, time.Now())
+}
+
+// taken is what was noted since it was asked for last.
+func (t *times) taken() (at []time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	at, t.at = t.at, nil
+	return at
 }
 
 // hook changes the hooks.
@@ -214,26 +233,36 @@ func serviceManager(t *testing.T) (told func() []string) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	path := filepath.Join(dir, "notify")
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err == nil {
-		err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
-	}
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { unix.Close(fd) })
+	t.Cleanup(func() { conn.Close() })
 	t.Setenv("NOTIFY_SOCKET", path)
-	return func() (all []string) {
+
+	// The kernel holds ten datagrams at the most, so that they are read at once.
+	const asked = "asked"
+	answer := make(chan []string)
+	go func() {
+		var all []string
 		buf := make([]byte, 4096)
 		for {
-			n, _, err := unix.Recvfrom(fd, buf, 0)
-			if errors.Is(err, syscall.EAGAIN) {
-				return all
-			}
+			n, err := conn.Read(buf)
 			if err != nil {
-				t.Fatal(err)
+				return
 			}
-			all = append(all, strings.Split(string(buf[:n]), "\n")...)
+			if s := string(buf[:n]); s != asked {
+				all = append(all, strings.Split(s, "\n")...)
+				continue
+			}
+			answer <- all
+			all = nil
 		}
+	}()
+	return func() []string {
+		if _, err := sd.SdNotify(false, asked); err != nil {
+			t.Fatal(err)
+		}
+		return <-answer
 	}
 }

@@ -49,11 +49,11 @@ func TestAnythingMissedIsMadeGoodByASweepThatSendsOnlyWhatPeersLack(t *testing.T
 		},
 		"a group that was joined again": func(b *bench, k *hookedKernel) {
 			b.g.becomes(mcast.Reopen, mcast.ErrNoInterface)
-			next := newModelGroup()
 			b.pathEvents <- struct{}{}
+			time.Sleep(time.Minute)
+			next := newModelGroup()
+			next.out, b.g = b.g.out, next // which is closed
 			b.groups <- next
-			time.Sleep(retryInterval)
-			next.out, b.g = b.g.out, next
 		},
 		"a path that was away": func(b *bench, k *hookedKernel) {
 			b.g.becomes(mcast.Away, mcast.ErrInterfaceDown)
@@ -214,27 +214,33 @@ func TestAModuleThatDoesNotAnnounceAllIsSweptWhileItAnnouncesAndOnceAfterwards(t
 			k := newHookedKernel(0)
 			k.module.Version = nlchan.Version{Major: 4, Minor: 1, Revision: revision}
 			k.module.Encoding = k.module.Version.Encoding()
-			var dumps []time.Time
-			k.onDump = func() error { dumps = append(dumps, time.Now()); return nil }
+			var dumps times
+			k.onDump = func() error { dumps.note(); return nil }
 			b := startHooked(t, k, nil)
 			k.announce(udp(1, 300_000))
 			time.Sleep(time.Minute)
-			dumps = nil
+			dumps.taken()
 			for n := range uint16(100) {
 				k.has(udp(1000+n, 400_000)) // lost
 				k.announce(udp(100+n, 300_000))
 				time.Sleep(100 * time.Millisecond)
 			}
 			last := time.Now().Add(-100 * time.Millisecond)
-			during := len(dumps)
 			time.Sleep(5 * time.Second)
-			lost := 0
+			during, after, lost := 0, 0, 0
+			for _, at := range dumps.taken() {
+				if at.After(last) {
+					after++
+				} else {
+					during++
+				}
+			}
 			for n := range uint16(100) {
 				lost += 1 - min(1, sentOf(b, 1000+n))
 			}
 			if revision > 10 {
-				if during != 0 || lost != 100 {
-					t.Errorf("4.1.%d: swept %d times, which nothing called for", revision, during)
+				if during+after != 0 || lost != 100 {
+					t.Errorf("4.1.%d: swept %d times, which nothing called for", revision, during+after)
 				}
 				return
 			}
@@ -244,19 +250,12 @@ func TestAModuleThatDoesNotAnnounceAllIsSweptWhileItAnnouncesAndOnceAfterwards(t
 			if lost != 0 {
 				t.Errorf("4.1.%d: %d of 100 sessions are missing five seconds after the last message", revision, lost)
 			}
-			after := 0
-			for _, at := range dumps {
-				if at.After(last) {
-					after++
-				}
-			}
-			if after < 1 || after > 2 {
+			if after < 1 || after > 2 { // one may have been under way
 				t.Errorf("4.1.%d: swept %d times after the last message", revision, after)
 			}
-			dumps = nil
 			time.Sleep(time.Hour)
-			if len(dumps) != 0 {
-				t.Errorf("4.1.%d: swept %d times in a silent hour", revision, len(dumps))
+			if n := len(dumps.taken()); n != 0 {
+				t.Errorf("4.1.%d: swept %d times in a silent hour", revision, n)
 			}
 			if n := strings.Count(b.logs.String(), routineSweep); n != 0 {
 				t.Errorf("4.1.%d: %d lines on what is routine", revision, n)
@@ -269,13 +268,14 @@ func TestASweepThatFailsIsTriedAgainEverMoreSeldomUntilItWorks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, k := sweeper(t)
 		k.has(udp(2, 7_200_000))
-		var tries []time.Time
+		var dumps times
 		k.hook(func() {
-			k.onDump = func() error { tries = append(tries, time.Now()); return syscall.EAGAIN }
+			k.onDump = func() error { dumps.note(); return syscall.EAGAIN }
 		})
 		k.overrun <- struct{}{}
 		time.Sleep(10 * time.Minute)
 		k.hook(func() { k.onDump = nil })
+		tries := dumps.taken()
 		var rests []time.Duration
 		for i := 1; i < len(tries); i++ {
 			rests = append(rests, tries[i].Sub(tries[i-1]).Round(time.Millisecond))

@@ -148,7 +148,9 @@ func TestWithoutPrivilegeAtTheStartTheDaemonEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newAway(t)
 		b.fails(&nlchan.Error{Op: "find", Instance: "edge", Err: nlchan.ErrPermission})
-		if err := b.Daemon.run(t.Context()); !errors.Is(err, nlchan.ErrPermission) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		if err := b.Daemon.run(ctx); !errors.Is(err, nlchan.ErrPermission) {
 			t.Errorf("ended with %v", err)
 		}
 	})
