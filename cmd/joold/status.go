@@ -97,6 +97,7 @@ func writeStatus(w io.Writer, s *control.Status) error {
 		counts("unreadable kernel entries", k.Unreadable), count("injections refused", k.AddErrors),
 		count("sessions dropped before the kernel", k.Dropped), count("sessions that died before it", k.Expired),
 		count("sessions that this module would misread", k.Unfit),
+		count("sessions that contradict the BIB", k.Conflicts),
 		counts("send errors", s.Net.SendErrors), count("read errors", s.Net.ReadErrors), count("socket drops", s.Net.SocketDrops),
 		counts("unreadable entries", s.Net.Unreadable), counts("refused entries", s.Net.Refused),
 		count("datagrams while out of service", s.Net.Unserved)), "none"))

@@ -2,6 +2,7 @@ package batch
 
 import (
 	"math"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -537,13 +538,20 @@ type BIB struct {
 	Src4               [4]byte
 	Src6Port, Src4Port uint16
 	Own                bool // this kernel announced a session of it just now
+	Older              bool // nothing was heard of it since the session in question was last updated
+}
+
+// Addrs are the entry's two sides.
+func (b *BIB) Addrs() (src6, src4 netip.AddrPort) {
+	return netip.AddrPortFrom(netip.AddrFrom16(b.Src6), b.Src6Port), netip.AddrPortFrom(netip.AddrFrom4(b.Src4), b.Src4Port)
 }
 
 // Accept judges a session that passed the checks. from is the peer that sent it,
 // which is not 0. With Inject the table takes for granted that the kernel will
 // have the session: see Refused. With Conflict it yields the BIB entry that is in
-// the way. If that is not Own it can be removed from the kernel, and the session
-// accepted again after RemoveBIB; else the session can be accepted again later.
+// the way. If that is Older it can be removed from the kernel, and the session
+// accepted again after RemoveBIB; if it is Own, the session can be accepted again
+// later.
 //
 // A session of which peers disagree is that of the last to speak, unless its word
 // is older than what this kernel announced, or by its age older than another's.
@@ -581,7 +589,7 @@ func (t *Table) judge(from uint32, s *session.Session, now int64) (Verdict, BIB)
 				continue
 			}
 			if standing := t.standing(rival, now); standing != 0 {
-				return Conflict, t.bib(standing, now)
+				return Conflict, t.bib(standing, dies-t.limitsOf(s.Proto, kind).timeout, now)
 			}
 		}
 		if !t.room(now) {
@@ -658,12 +666,15 @@ func (t *Table) standing(slot uint32, now int64) uint32 {
 	return slot
 }
 
-// bib is slot's BIB entry.
-func (t *Table) bib(slot uint32, now int64) BIB {
+// bib is slot's BIB entry, as a rival of a session that was updated then.
+func (t *Table) bib(slot uint32, updated, now int64) BIB {
 	s := t.at(slot).session()
 	return BIB{
 		Proto: s.Proto, Src6: s.Src6, Src4: s.Src4, Src6Port: s.Src6Port, Src4Port: s.Src4Port,
 		Own: t.any(slot, func(r *record) bool { return t.own(r, now) }),
+		Older: !t.any(slot, func(r *record) bool {
+			return max(r.announced.get(), r.dies.get()-t.limitsOf(r.proto(), r.here).timeout) >= updated
+		}),
 	}
 }
 

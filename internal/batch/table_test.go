@@ -425,7 +425,12 @@ func TestAContradictedBIBEntryIsAConflict(t *testing.T) {
 		old := udp(1, 300_000)
 		accept(tab, 0, old)
 		rival := rivalOf(old, c.mask, c.node)
-		want := BIB{Proto: session.UDP, Src6: old.Src6, Src4: old.Src4, Src6Port: 1, Src4Port: 1}
+		want := BIB{Proto: session.UDP, Src6: old.Src6, Src4: old.Src4, Src6Port: 1, Src4Port: 1, Older: true}
+		stale := rival
+		stale.Expiration -= 1000 // as old as the old one
+		if v, b := tab.Accept(1, &stale, at(time.Second)); v != Conflict || b.Older {
+			t.Errorf("%s with %+v, which is no older", v, b)
+		}
 		for range 2 {
 			if v, b := tab.Accept(1, &rival, at(time.Second)); v != Conflict || b != want {
 				t.Errorf("%s with %+v, want %+v", v, b, want)

@@ -77,6 +77,8 @@ type Kernel struct {
 	Dropped      uint64            `json:"dropped"`       // sessions that found no room to wait, or no instance when they had
 	Expired      uint64            `json:"expired"`       // sessions that died before the module could take them
 	Unfit        uint64            `json:"unfit"`         // sessions that this module would misread: 4.1.12 and a pool6 other than a /96
+	BIBRemoved   uint64            `json:"bib_removed"`   // BIB entries removed, since a peer sent newer sessions that contradict them
+	Conflicts    uint64            `json:"conflicts"`     // sessions left out, since they contradict BIB entries that are the newer, or in use
 }
 
 // Net counts what passes between the daemon and the network.

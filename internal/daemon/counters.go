@@ -26,6 +26,7 @@ type counters struct {
 	sentDatagrams, sentSessions, sentBytes atomic.Uint64
 	sendErrors                             errorCounts
 
+	resolved, conflicts atomic.Uint64 // BIB entries removed, and sessions left out
 	kernelDrops, sweeps atomic.Uint64
 
 	rcvdDatagrams, rcvdSessions, rcvdBytes atomic.Uint64

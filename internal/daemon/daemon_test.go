@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -45,18 +46,19 @@ type modelKernel struct {
 	addTime   time.Duration
 	senseless int // sessions in each protocol's table that cannot be read
 
-	mu      sync.Mutex
-	globals nlchan.Globals
-	pool4   []nlchan.Pool4Entry
-	static  []nlchan.BIBEntry
-	stats   nlchan.Stats
-	removed []nlchan.BIBEntry
-	table   []session.Session
-	added   [][]session.Session
-	acks    int
-	gone    error
-	addErr  error
-	dumping func() // runs while the table is being read
+	mu        sync.Mutex
+	globals   nlchan.Globals
+	pool4     []nlchan.Pool4Entry
+	static    []nlchan.BIBEntry
+	stats     nlchan.Stats
+	removed   []nlchan.BIBEntry
+	removeErr error
+	table     []session.Session
+	added     [][]session.Session
+	acks      int
+	gone      error
+	addErr    error
+	dumping   func() // runs while the table is being read
 }
 
 func newModelKernel(e session.Encoding) *modelKernel {
@@ -174,7 +176,7 @@ func (k *modelKernel) RemoveBIB(_ context.Context, p session.Proto, src6, src4 n
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.removed = append(k.removed, nlchan.BIBEntry{Proto: p, Src6: src6, Src4: src4})
-	return k.gone
+	return cmp.Or(k.gone, k.removeErr)
 }
 
 // set changes the instance.

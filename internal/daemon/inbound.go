@@ -132,7 +132,7 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 			signal(l.stirred)
 		}
 	}
-	l.give(d.out.accept(from, kept, now), now)
+	l.give(d.accept(l, from, kept, now), now)
 }
 
 // admits tells whether a datagram comes from where peers are.
@@ -150,21 +150,25 @@ func (d *Daemon) admits(dg *mcast.Datagram) (stray, bool) {
 	return 0, true
 }
 
-// accept keeps of sessions that a peer sent those that are news.
-func (o *outlet) accept(from uint32, sessions []session.Session, now time.Time) []session.Session {
+// accept keeps of sessions that a peer sent those that are news, and has the
+// conflicts among them resolved.
+func (d *Daemon) accept(l *link, from uint32, sessions []session.Session, now time.Time) []session.Session {
 	if len(sessions) == 0 {
 		return nil
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.table == nil {
+	d.out.mu.Lock()
+	defer d.out.mu.Unlock()
+	table := d.out.table
+	if table == nil {
 		return nil
 	}
 	kept := sessions[:0]
-	for i := range sessions {
-		verdict, _ := o.table.Accept(from, &sessions[i], now)
-		if verdict == batch.Inject || verdict == batch.Conflict {
-			kept = append(kept, sessions[i])
+	for _, s := range sessions {
+		switch verdict, bib := table.Accept(from, &s, now); verdict {
+		case batch.Inject:
+			kept = append(kept, s)
+		case batch.Conflict:
+			d.contest(l, conflict{s, from, now, bib})
 		}
 	}
 	return kept
@@ -203,7 +207,7 @@ func (d *Daemon) readmit(l *link, now time.Time) {
 	}
 	if len(kept) > 0 {
 		d.Log.Info("sessions that were refused are accepted now", "sessions", len(kept))
-		l.give(d.out.accept(keptPeer, kept, now), now)
+		l.give(d.accept(l, keptPeer, kept, now), now)
 	}
 }
 

@@ -70,6 +70,8 @@ type link struct {
 	active  chan struct{} // closed once it is known, or likely, that the node translates
 	once    sync.Once     // closes active
 
+	contests, contestsLater chan conflict // to be resolved at once, and after contestAfter
+
 	// What the policy was made of, and the last counts, with when they were read.
 	// They belong to connect, and then to poll.
 	globals                    nlchan.Globals
@@ -131,6 +133,7 @@ func (d *Daemon) connect(ctx context.Context) (_ *link, err error) {
 	}
 	l := &link{
 		kernel: k, wire: d.fixed.Wire, inbox: batch.NewInbox(inboxSize), refused: batch.NewInbox(refusedSize),
+		contests: make(chan conflict, maxContests), contestsLater: make(chan conflict, maxContests),
 		heard: make(chan struct{}, 1), stirred: make(chan struct{}, 1), active: make(chan struct{}), began: time.Now(),
 	}
 	defer func() {
@@ -286,6 +289,8 @@ func (d *Daemon) follow(ctx context.Context, l *link) error {
 	g.Go(func() error { return d.hear(ctx, l) })
 	g.Go(func() error { return d.drain(ctx, l) })
 	g.Go(func() error { return d.inject(ctx, l) })
+	g.Go(func() error { return d.contend(ctx, l, l.contests, 0) })
+	g.Go(func() error { return d.contend(ctx, l, l.contestsLater, contestAfter) })
 	g.Go(func() error { return d.repair(ctx, l) })
 	g.Go(func() error { return d.watch(ctx, w) })
 	g.Go(func() error { return d.poll(ctx, l) })

@@ -1,0 +1,109 @@
+package daemon
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"joold/internal/nlchan"
+	"joold/internal/session"
+)
+
+// claim is a session of another IPv6 node behind the mask of s.
+func claim(s session.Session) session.Session {
+	s.Src6[15]++
+	return s
+}
+
+func TestAMaskThatWasGivenToAnotherNodeIsTakenFromTheOldOne(t *testing.T) {
+	b := start(t, newModelKernel(session.Enc4113), nil)
+	old := udp(1, 200_000) // updated 100 s ago
+	b.g.in <- encode(session.Enc4113, wkp, old)
+	eventually(t, "the kernel has the old session", func() bool { return len(b.k.taken()) == 1 })
+	heir := claim(old)
+	heir.Expiration = 300_000
+	b.g.in <- encode(session.Enc4113, wkp, heir)
+	eventually(t, "the kernel has the new session", func() bool { return len(b.k.taken()) == 2 })
+	b.k.mu.Lock()
+	defer b.k.mu.Unlock()
+	want := []nlchan.BIBEntry{{Proto: session.UDP, Src6: old.Src6Addr(), Src4: old.Src4Addr()}}
+	if !slices.Equal(b.k.removed, want) {
+		t.Errorf("removed %v, want %v", b.k.removed, want)
+	}
+}
+
+func TestASessionThatContradictsTwoBIBEntriesHasBothRemoved(t *testing.T) {
+	b := start(t, newModelKernel(session.Enc4113), nil)
+	node, mask := udp(1, 100_000), udp(2, 100_000)
+	b.g.in <- encode(session.Enc4113, wkp, node, mask)
+	eventually(t, "the kernel has both", func() bool { return len(b.k.taken()) == 2 })
+	heir := node
+	heir.Src4Port, heir.Expiration = mask.Src4Port, 300_000
+	b.g.in <- encode(session.Enc4113, wkp, heir)
+	eventually(t, "the kernel has the new session", func() bool { return len(b.k.taken()) == 3 })
+	if n := b.status(time.Now()).Kernel.BIBRemoved; n != 2 {
+		t.Errorf("%d BIB entries removed, want 2", n)
+	}
+}
+
+func TestABIBEntryIsNotRemovedForOlderNews(t *testing.T) {
+	b := start(t, newModelKernel(session.Enc4113), nil)
+	b.g.in <- encode(session.Enc4113, wkp, udp(1, 200_000))
+	eventually(t, "the kernel has the session", func() bool { return len(b.k.taken()) == 1 })
+	b.g.in <- encode(session.Enc4113, wkp, claim(udp(1, 100_000)), udp(2, 300_000))
+	eventually(t, "the kernel has what came with it", func() bool { return len(b.k.taken()) == 2 })
+	if n := b.status(time.Now()).Kernel.Conflicts; n != 1 {
+		t.Errorf("%d conflicts counted", n)
+	}
+	b.k.mu.Lock()
+	defer b.k.mu.Unlock()
+	if len(b.k.removed) != 0 {
+		t.Errorf("removed %v", b.k.removed)
+	}
+	if !strings.Contains(b.logs.String(), "contradicts the BIB") {
+		t.Error("the log does not name it")
+	}
+}
+
+func TestABIBEntryInUseIsLookedAtAgainLater(t *testing.T) {
+	k := newModelKernel(session.Enc4113)
+	ours := udp(1, 300_000)
+	k.table = []session.Session{ours}
+	b := start(t, k, nil)
+	b.k.announced <- encode(session.Enc4113, wkp, ours)
+	eventually(t, "it is announced", func() bool { return b.count.kernelSessions.Load() == 1 })
+	time.Sleep(5 * time.Millisecond) // the peer's is the newer
+	b.g.in <- encode(session.Enc4113, wkp, claim(ours))
+	eventually(t, "the peer's takes its place", func() bool { return len(b.k.taken()) == 1 })
+	if n := b.status(time.Now()).Kernel.BIBRemoved; n != 1 {
+		t.Errorf("%d BIB entries removed", n)
+	}
+}
+
+func TestAStaticBIBEntryStays(t *testing.T) {
+	b := start(t, newModelKernel(session.Enc4113), nil)
+	old := udp(1, 200_000)
+	b.g.in <- encode(session.Enc4113, wkp, old)
+	eventually(t, "the kernel has the session", func() bool { return len(b.k.taken()) == 1 })
+	b.k.set(func() { b.k.removeErr = &nlchan.Error{Op: "remove", Instance: "edge", Err: nlchan.ErrStaticBIB} })
+	heir := claim(old)
+	heir.Expiration = 300_000
+	b.g.in <- encode(session.Enc4113, wkp, heir)
+	eventually(t, "the conflict is counted", func() bool { return b.status(time.Now()).Kernel.Conflicts == 1 })
+	if got := b.k.taken(); len(got) != 1 {
+		t.Errorf("the kernel was given %v", got)
+	}
+}
+
+func TestABIBEntryThatIsGoneAlreadyIsNoObstacle(t *testing.T) {
+	b := start(t, newModelKernel(session.Enc4113), nil)
+	old := udp(1, 200_000)
+	b.g.in <- encode(session.Enc4113, wkp, old)
+	eventually(t, "the kernel has the session", func() bool { return len(b.k.taken()) == 1 })
+	b.k.set(func() { b.k.removeErr = &nlchan.Error{Op: "remove", Instance: "edge", Err: nlchan.ErrNoBIB} })
+	heir := claim(old)
+	heir.Expiration = 300_000
+	b.g.in <- encode(session.Enc4113, wkp, heir)
+	eventually(t, "the kernel has the new session", func() bool { return len(b.k.taken()) == 2 })
+}
