@@ -168,7 +168,14 @@ func TestWithoutPrivilegeToSetTheInstanceUpTheDaemonEnds(t *testing.T) {
 func reloads(t *testing.T, k *hookedKernel) (b *bench, rewrite func(*config.Config, error)) {
 	b = bench0(t, configOf(t), 0)
 	b.k = k.modelKernel
-	b.dial = func() (kernel, error) { return k, nil }
+	b.dial = func() (kernel, error) {
+		select {
+		case next := <-b.dials:
+			return next.k, next.err
+		default:
+			return k, nil
+		}
+	}
 	var next *config.Config
 	var broken error
 	b.Load = func() (*config.Config, error) { return next, broken }
@@ -252,6 +259,14 @@ func TestAReloadAppliesWhatCanBeAndNamesWhatCannot(t *testing.T) {
 		if n := sentOf(b, 2) - before; n < 4 || n > 6 {
 			t.Errorf("a session that does not change was refreshed %d times in a minute", n)
 		}
+
+		next := newModelKernel(session.Enc4113)
+		b.events <- nlchan.ModuleRemoved
+		b.dials <- dialled{k: next}
+		time.Sleep(time.Minute)
+		if l := b.link.Load(); l == nil || l.kernel != kernel(next) || l.wire != session.Enc4113 {
+			t.Error("the next instance is not served, or in the encoding that takes a new start")
+		}
 	})
 }
 
@@ -324,13 +339,17 @@ func TestAChangedPool4IsFollowedThoughNothingIsHeard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newHookedKernel(session.Enc4113)
 		b := startHooked(t, k, nil)
-		time.Sleep(time.Hour)
-		k.set(func() { k.pool4 = append(k.pool4[:1:1], rangeOf("203.0.113.0/24")) })
-		time.Sleep(pool4Interval + time.Second)
 		s := udp(1, 300_000)
 		s.Src4 = netip.MustParseAddr("203.0.113.1").As4()
+		b.g.in <- encode(session.Enc4113, wkp, s)
+		time.Sleep(time.Minute)
+		k.set(func() { k.pool4 = append(k.pool4[:1:1], rangeOf("203.0.113.0/24")) })
+		time.Sleep(pool4Interval + time.Second)
 		if why, ok := b.link.Load().policy.Load().Check(&s); !ok {
 			t.Errorf("still refused for its %s", why)
+		}
+		if got := k.taken(); len(got) != 1 || got[0].Expiration > 240_000 {
+			t.Errorf("what was refused was given to the kernel as %+v", got)
 		}
 	})
 }
