@@ -1067,23 +1067,6 @@ func TestStrangersCannotFillThePeerTable(t *testing.T) {
 	}
 }
 
-func FuzzInboundNeverFeedsTheKernelWhatItsPolicyRefuses(f *testing.F) {
-	f.Add(encode(session.Enc4113, wkp, udp(1, 1000)))
-	f.Add(encode(session.Enc4111, wkp, udp(1, 4_000_000_000)))
-	f.Add(encode(session.Enc4112, wkp, udp(1, 1000))[:50])
-	d, l := idle(f, newModelKernel(session.Enc4113))
-	in := newIntake(d)
-	f.Fuzz(func(t *testing.T, b []byte) {
-		in.accept(l, &mcast.Datagram{Payload: b, From: sender}, time.Now())
-		for _, s := range l.inbox.Take(nil, time.Now()) {
-			was := s
-			if why, ok := l.policy.Load().Check(&s); !ok || s != was {
-				t.Fatalf("%+v would reach the kernel: %s", was, why)
-			}
-		}
-	})
-}
-
 // idle is a daemon in service whose goroutines do not run.
 func idle(t testing.TB, k *modelKernel) (*Daemon, *link) {
 	d := newDaemon(testConfig(), Options{Version: "test", Log: slog.New(slog.DiscardHandler)})

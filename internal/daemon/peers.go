@@ -65,9 +65,10 @@ func (p *peers) heard(a netip.Addr, r session.Report, refused int, now time.Time
 
 func (p *peers) forgetOldest() {
 	var oldest netip.Addr
+	var last time.Time
 	for a, q := range p.m {
-		if o := p.m[oldest]; o == nil || q.last.Before(o.last) {
-			oldest = a
+		if last.IsZero() || q.last.Before(last) {
+			oldest, last = a, q.last
 		}
 	}
 	delete(p.m, oldest)
