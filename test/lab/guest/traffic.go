@@ -292,11 +292,14 @@ func (l *Lab) flows() *flows {
 
 func (s *flows) close() { unix.Close(s.fd) }
 
+// firstPort is the source port of flow 0.
+const firstPort = 10000
+
 // send sends a UDP datagram in a flow.
 func (s *flows) send(flow int) error {
 	const ports = 4000 // what pool4 has room for; further flows have other destination ports
 	var datagram [8]byte
-	binary.BigEndian.PutUint16(datagram[0:], uint16(10000+flow%ports))
+	binary.BigEndian.PutUint16(datagram[0:], uint16(firstPort+flow%ports))
 	binary.BigEndian.PutUint16(datagram[2:], uint16(20000+flow/ports))
 	binary.BigEndian.PutUint16(datagram[4:], uint16(len(datagram)))
 	for {
