@@ -191,7 +191,7 @@ func (l *link) apply() {
 }
 
 // errChanged ends a link whose instance is no longer the one it was made for.
-var errChanged = errors.New("the instance was made anew, with other settings")
+var errChanged = errors.New("the instance was made anew")
 
 // serve finds the instance and hears it out, link after link, until ctx ends.
 // Without the privilege it ends at once: waiting would not give it.
@@ -305,7 +305,7 @@ func (d *Daemon) poll(ctx context.Context, l *link) error {
 	defer timer.Stop()
 	<-timer.C
 	cfg := d.live.Load()
-	fromNetwork := d.count.rcvdDatagrams.Load()
+	fromNetwork := d.count.rcvdSessions.Load()
 	for {
 		d.sayIfDisabled(l)
 		interval := idleInterval
@@ -314,7 +314,7 @@ func (d *Daemon) poll(ctx context.Context, l *link) error {
 		}
 		timer.Reset(interval)
 		d.work.polling.end()
-		due := time.Now().Add(interval)
+		due := time.Now().Round(0).Add(interval) // by the wall's clock: the other sleeps with the machine
 		select {
 		case <-timer.C:
 		case <-l.stirred:
@@ -326,7 +326,7 @@ func (d *Daemon) poll(ctx context.Context, l *link) error {
 		if now.Sub(due) > stoppedFor {
 			d.repairs.owe("the daemon was stopped for a while")
 		}
-		if now.Sub(l.began) > silence && d.count.rcvdDatagrams.Load() == fromNetwork {
+		if now.Sub(l.began) > silence && d.count.rcvdSessions.Load() == fromNetwork {
 			l.activate()
 		}
 		err := d.reread(ctx, l, now)
@@ -369,6 +369,11 @@ func (d *Daemon) reread(ctx context.Context, l *link, now time.Time) error {
 	if err != nil {
 		return err
 	}
+	// It may have been made anew between two looks, with the same pool6.
+	cfg, v, none := d.live.Load(), l.Module().Version, nlchan.Settings{}
+	if wanted(cfg, v, l.globals) == none && wanted(cfg, v, g) != none {
+		return fmt.Errorf("%w: its settings are not those that it was given", errChanged)
+	}
 	pool4, static := l.pool4, l.static
 	if l.doubt.Swap(false) || now.Sub(l.began) < settling || now.Sub(l.pool4At) > pool4Interval-pollInterval/2 {
 		if pool4, err = l.Pool4(ctx); err != nil {
@@ -408,6 +413,9 @@ func (d *Daemon) readStats(ctx context.Context, l *link) error {
 	stats, err := l.Stats(ctx)
 	if err != nil {
 		return err
+	}
+	if stats.Translated < l.stats.Translated {
+		return fmt.Errorf("%w: its counters began anew", errChanged)
 	}
 	if stats.Dropped > l.stats.Dropped { // less: the instance was made anew
 		lost := stats.Dropped - l.stats.Dropped

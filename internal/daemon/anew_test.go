@@ -1,0 +1,49 @@
+package daemon
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"joold/internal/config"
+	"joold/internal/nlchan"
+	"joold/internal/session"
+)
+
+func TestAnInstanceThatWasMadeAnewBetweenTwoLooksIsTakenForAnother(t *testing.T) {
+	for name, remake := range map[string]func(*modelKernel){
+		"settings": func(k *modelKernel) {
+			k.globals.Set(nlchan.SSFlushDeadline, 2000)
+			k.globals.Set(nlchan.SSCapacity, 512)
+		},
+		"counters": func(k *modelKernel) { k.stats.Translated = 0 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := newModelKernel(session.Enc4113)
+				k.globals.Set(nlchan.SSFlushDeadline, 2000)
+				k.globals.Set(nlchan.SSCapacity, 512)
+				k.stats.Translated = 9
+				b := startLevel(t, k, func(cfg *config.Config) { *cfg = *configOf(t) }, 0)
+				time.Sleep(time.Minute)
+				b.g.in <- encode(session.Enc4113, wkp, udp(1, 300_000))
+				time.Sleep(time.Minute)
+
+				k.set(func() { remake(k) })
+				k.announced <- encode(session.Enc4113, wkp, udp(2, 300_000))
+				next := newModelKernel(session.Enc4113)
+				select {
+				case b.dials <- dialled{k: next}:
+				case <-time.After(time.Minute):
+					t.Fatal("it is served as if nothing had happened")
+				}
+				time.Sleep(time.Second)
+				b.g.in <- encode(session.Enc4113, wkp, udp(1, 180_000))
+				time.Sleep(time.Second)
+				if got := next.taken(); len(got) != 1 {
+					t.Errorf("what the instance before it had was given to it as %+v", got)
+				}
+			})
+		})
+	}
+}
