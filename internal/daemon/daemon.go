@@ -146,7 +146,7 @@ func Run(ctx context.Context, cfg *config.Config, o Options) error {
 	g.Go(func() error { return d.watchdog(ctx) })
 	g.Go(func() error { return d.followReloads(ctx) })
 	g.Go(func() error { return d.run(ctx) })
-	defer d.condition.ended()
+	context.AfterFunc(ctx, d.condition.ended)
 	return g.Wait()
 }
 

@@ -234,6 +234,9 @@ func (d *Daemon) inject(ctx context.Context, l *link) error {
 				d.count.dropped.Add(uint64(len(chunk)))
 				continue
 			}
+			if chunk = d.checkAgain(l, chunk); len(chunk) == 0 {
+				continue
+			}
 			d.work.injecting.begin()
 			if err := l.Add(chunk, l.pool6); err != nil {
 				d.count.addErrors.Add(1)
@@ -251,6 +254,27 @@ func (d *Daemon) inject(ctx context.Context, l *link) error {
 			d.count.injected.Add(uint64(len(chunk)))
 		}
 	}
+}
+
+// checkAgain keeps of sessions that have waited those that are acceptable still:
+// pool4 and timeouts may have changed since they came.
+func (d *Daemon) checkAgain(l *link, waited []session.Session) []session.Session {
+	policy := l.policy.Load()
+	kept := waited[:0]
+	for i := range waited {
+		s := waited[i]
+		why, ok := policy.Check(&s)
+		if ok {
+			kept = append(kept, s)
+			continue
+		}
+		d.count.refused[why].Add(1)
+		d.out.refused(waited[i : i+1])
+		if why == session.RefusedPool4 {
+			l.keep(waited[i:i+1], time.Now())
+		}
+	}
+	return kept
 }
 
 // refused forgets that the kernel has these sessions: it has not taken them.

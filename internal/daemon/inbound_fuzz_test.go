@@ -515,7 +515,6 @@ func (y *story) step() {
 			}[y.byte()%3]
 			y.live.Store(&cfg)
 		default:
-			y.inject()
 			y.look()
 		}
 	}

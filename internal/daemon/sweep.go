@@ -7,6 +7,7 @@ import (
 	"math"
 	"time"
 
+	"joold/internal/batch"
 	"joold/internal/control"
 	"joold/internal/nlchan"
 	"joold/internal/session"
@@ -87,9 +88,13 @@ func (d *Daemon) sweep(ctx context.Context, l *link, all bool, rate int, tell fu
 		return tell(p)
 	}
 
+	var table []session.Session
+	if stats, err := l.Stats(ctx); all && err == nil {
+		table = make([]session.Session, 0, min(stats.Sessions+stats.Sessions/16, 2*batch.MaxTable)) // instead of growing into it
+	}
 	d.out.reading(true)
 	keep := func(page []session.Session) []session.Session { return d.out.lacking(page, all, time.Now()) }
-	table, unreadable, err := readTable(ctx, l, start, keep, func(n int) error {
+	table, unreadable, err := readTable(ctx, l, table, start, keep, func(n int) error {
 		p.Read = n
 		return report(time.Now())
 	})
@@ -134,11 +139,11 @@ func (d *Daemon) sweep(ctx context.Context, l *link, all bool, rate int, tell fu
 	return p, nil
 }
 
-// readTable reads the kernel's whole table and returns what keep keeps of it. It
-// counts what cannot be read. It takes a while, so each expiration is made to
-// count from base.
-func readTable(ctx context.Context, l *link, base time.Time, keep func([]session.Session) []session.Session,
-	tell func(read int) error) (table []session.Session, unreadable int, err error) {
+// readTable reads the kernel's whole table and appends to table what keep keeps
+// of it. It counts what cannot be read. It takes a while, so each expiration is
+// made to count from base.
+func readTable(ctx context.Context, l *link, table []session.Session, base time.Time, keep func([]session.Session) []session.Session,
+	tell func(read int) error) (_ []session.Session, unreadable int, err error) {
 	read := 0
 	for _, proto := range session.Protos {
 		err := l.Sessions(ctx, proto, l.pool6, func(page []session.Session) error {
