@@ -14,7 +14,7 @@ func TestIdleADaemonIsWokenAtMostTwiceASecond(t *testing.T) {
 	l := New(t, Config{})
 	p := l.J.StartDaemon(Ours, SyncGroup6)
 	l.J.WaitInService()
-	time.Sleep(5 * time.Second) // what a start still has to do
+	time.Sleep(15 * time.Second) // a new instance is looked at more often
 	before, start := p.Sleeps(), time.Now()
 	time.Sleep(20 * time.Second)
 	rate := float64(p.Sleeps()-before) / time.Since(start).Seconds()
