@@ -173,7 +173,10 @@ func (d *Daemon) checkPath() {
 	switch {
 	case errors.Is(err, net.ErrClosed): // and about to be joined again
 	case change == mcast.Reopen:
-		d.pathLost = time.Time{}
+		if away { // for the time from now on, listen does this
+			d.out.doubt(d.pathLost.Add(-settleTime), time.Now())
+			d.pathLost = time.Time{}
+		}
 		d.condition.waitsFor(theGroup, err.Error())
 		group.Close()
 	case change == mcast.Away:

@@ -120,7 +120,7 @@ type outlet struct {
 	pool6    session.Pool6
 	room     int // entries in a datagram
 	timer    *time.Timer
-	armed    bool
+	wakes    time.Time // when timer fires; zero when it is not set
 	failed   int       // datagrams in a row that could not be sent
 	heldTill time.Time // no datagram is tried before
 	packed   []session.Session
@@ -132,7 +132,7 @@ func newOutlet(d *Daemon) *outlet {
 	o.timer = time.AfterFunc(time.Hour, func() {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		o.armed = false
+		o.wakes = time.Time{}
 		o.pump(time.Now())
 	})
 	o.timer.Stop()
@@ -235,14 +235,17 @@ func (o *outlet) pump(now time.Time) {
 		o.sendNext(now)
 	}
 	since, ok := o.table.Due()
-	if !ok || o.armed {
+	if !ok {
 		return
 	}
 	at := since.Add(deadline)
 	if at.Before(o.heldTill) {
 		at = o.heldTill
 	}
-	o.armed = true
+	if !o.wakes.IsZero() && !at.Before(o.wakes) {
+		return
+	}
+	o.wakes = at
 	o.timer.Reset(max(0, at.Sub(now)))
 }
 
