@@ -143,6 +143,9 @@ func (c *Conn) check(cfg Config) error {
 // Close leaves the group and ends calls that wait with net.ErrClosed.
 func (c *Conn) Close() error {
 	var errs [4]error
+	if c.tx != nil { // and so all else
+		c.Drops() // which the kernel is about to forget
+	}
 	if c.read != nil {
 		// A socket that is joined on an index leaves it when it ends, and it may
 		// end late, in a process that is just being forked: by then the next Conn
@@ -184,7 +187,8 @@ func (c *Conn) Local() Local {
 }
 
 // Drops counts the datagrams that came while the receive buffer was full, since
-// Open. The kernel counts in 32 bits: call it once in 4,000 million drops.
+// Open and until Close. The kernel counts in 32 bits: call it once in 4,000
+// million drops.
 func (c *Conn) Drops() uint64 {
 	c.dropsMu.Lock()
 	defer c.dropsMu.Unlock()

@@ -806,6 +806,16 @@ func TestDropsAreCounted(t *testing.T) {
 			if received == 0 || received == sent {
 				t.Errorf("%d of %d received: nothing was dropped, or all", received, sent)
 			}
+
+			before := ck.Drops()
+			for range sent {
+				send(t, cj, payload)
+			}
+			nstest.Wait(t, "more drops", func() bool { n, err := socketDrops(ck.rx.conn); return err == nil && uint64(n) > before })
+			ck.Close()
+			if ck.Drops() == before {
+				t.Error("what was dropped since the last look is forgotten with the socket")
+			}
 		})
 	}
 }
