@@ -72,7 +72,7 @@ func (f *Fresh) UntilOneIsIn(n *Node) (took time.Duration) {
 				return false, err
 			}
 			for line := range strings.Lines(table.String()) {
-				if s, err := parseSession(line); err != nil || int(s.Src6.Port()) >= firstPort+first {
+				if s, err := parseSession(line); err != nil || flowOf(s) >= first {
 					return err == nil, err
 				}
 			}

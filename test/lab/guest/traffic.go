@@ -292,15 +292,22 @@ func (l *Lab) flows() *flows {
 
 func (s *flows) close() { unix.Close(s.fd) }
 
-// firstPort is the source port of flow 0.
-const firstPort = 10000
+// Flow 0 has these ports. The next so many have further source ports, for which pool4 has room; then the destination port changes.
+const (
+	firstSource, firstDestination = 10000, 20000
+	sources                       = 4000
+)
+
+// flowOf is the number of a session's flow.
+func flowOf(s Session) int {
+	return (int(s.Dst4.Port())-firstDestination)*sources + int(s.Src6.Port()) - firstSource
+}
 
 // send sends a UDP datagram in a flow.
 func (s *flows) send(flow int) error {
-	const ports = 4000 // what pool4 has room for; further flows have other destination ports
 	var datagram [8]byte
-	binary.BigEndian.PutUint16(datagram[0:], uint16(firstPort+flow%ports))
-	binary.BigEndian.PutUint16(datagram[2:], uint16(20000+flow/ports))
+	binary.BigEndian.PutUint16(datagram[0:], uint16(firstSource+flow%sources))
+	binary.BigEndian.PutUint16(datagram[2:], uint16(firstDestination+flow/sources))
 	binary.BigEndian.PutUint16(datagram[4:], uint16(len(datagram)))
 	for {
 		err := unix.Sendto(s.fd, datagram[:], 0, &s.to)
