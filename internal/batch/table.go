@@ -684,6 +684,14 @@ func (t *Table) own(r *record, now int64) bool {
 	return at > 0 && now-at < t.ownFor
 }
 
+// Overtaken tells whether this kernel has just announced a session itself, so that
+// what a peer said of it before must no longer be injected.
+func (t *Table) Overtaken(s *session.Session, now time.Time) bool {
+	k := keyOf(s)
+	slot := t.find(&k, t.secret.hash(&k))
+	return slot != 0 && t.own(t.at(slot), t.tick(now))
+}
+
 // RemoveBIB forgets all sessions of a BIB entry that is no longer in the kernel.
 func (t *Table) RemoveBIB(b BIB) {
 	k := keyOf(&session.Session{Proto: b.Proto, Src6: b.Src6, Src4: b.Src4, Src6Port: b.Src6Port, Src4Port: b.Src4Port})

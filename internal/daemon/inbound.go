@@ -128,9 +128,7 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 	}
 	if refused[session.RefusedPool4] > 0 {
 		l.doubt.Store(true)
-		if l.unseen() > pollInterval {
-			signal(l.stirred)
-		}
+		l.stir()
 	}
 	l.give(d.accept(l, from, kept, now), now)
 }
@@ -222,12 +220,12 @@ func (d *Daemon) inject(ctx context.Context, l *link) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if l.unseen() > pollInterval { // it may have been made anew meanwhile
+		if l.since(&l.seen) > trustInterval { // it may have been made anew meanwhile
 			if _, err := l.same(ctx); isOver(err) {
 				return err
 			}
-			signal(l.stirred)
 		}
+		l.stir()
 		taken = l.inbox.Take(taken[:0], time.Now())
 		for chunk := range slices.Chunk(taken, perAdd) {
 			if ctx.Err() != nil {
@@ -238,6 +236,9 @@ func (d *Daemon) inject(ctx context.Context, l *link) error {
 				continue
 			}
 			d.work.injecting.begin()
+			if chunk = d.out.current(chunk, time.Now()); len(chunk) == 0 {
+				continue
+			}
 			if err := l.Add(chunk, l.pool6); err != nil {
 				d.count.addErrors.Add(1)
 				d.out.refused(chunk)
@@ -275,6 +276,13 @@ func (d *Daemon) checkAgain(l *link, waited []session.Session) []session.Session
 		}
 	}
 	return kept
+}
+
+// current leaves out what this kernel has announced itself while it waited.
+func (o *outlet) current(sessions []session.Session, now time.Time) []session.Session {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.DeleteFunc(sessions, func(s session.Session) bool { return o.table != nil && o.table.Overtaken(&s, now) })
 }
 
 // refused forgets that the kernel has these sessions: it has not taken them.
