@@ -55,7 +55,7 @@ func (d *Daemon) watchdog(ctx context.Context) error {
 	if interval == 0 {
 		return nil
 	}
-	tick := time.NewTicker(interval / 2)
+	tick := time.NewTicker(interval / 4)
 	defer tick.Stop()
 	for {
 		if name := d.work.stuck(interval / 3); name != "" {
