@@ -25,6 +25,10 @@ const (
 	pollInterval = time.Second
 	idleInterval = 5 * time.Second
 
+	// trustInterval is for how long a look at the instance lets it be fed. Nothing
+	// tells that it was made anew, perhaps for another pool6.
+	trustInterval = 50 * time.Millisecond
+
 	// How often other things are looked at, at the least.
 	pool4Interval  = 5 * time.Second
 	staticInterval = 10 * time.Minute
@@ -65,7 +69,8 @@ type link struct {
 	flush   atomic.Int64                   // ss-flush-deadline in ns
 	heard   chan struct{}                  // holds a token when it has announced something
 	stirred chan struct{}                  // holds a token when the instance should be looked at now
-	polled  atomic.Int64                   // when it was last looked at, in ns after began
+	seen    atomic.Int64                   // when it was last known to be there still, in ns after began
+	polled  atomic.Int64                   // when its settings were last read, likewise
 	began   time.Time
 	active  chan struct{} // closed once it is known, or likely, that the node translates
 	once    sync.Once     // closes active
@@ -97,15 +102,23 @@ func (l *link) loses() bool { return l.Module().Version.Less(4, 1, 11) }
 func (l *link) spoken() {
 	signal(l.heard)
 	l.activate()
-	if l.unseen() > pollInterval {
+	l.stir()
+}
+
+// stir has the instance's settings read soon, unless that was just done.
+func (l *link) stir() {
+	if l.since(&l.polled) > pollInterval {
 		signal(l.stirred)
 	}
 }
 
-// unseen is how long ago the instance was looked at.
-func (l *link) unseen() time.Duration {
-	return time.Since(l.began) - time.Duration(l.polled.Load())
+// since is how long ago a moment was.
+func (l *link) since(moment *atomic.Int64) time.Duration {
+	return time.Since(l.began) - time.Duration(moment.Load())
 }
+
+// note makes it now.
+func (l *link) note(moment *atomic.Int64) { moment.Store(int64(time.Since(l.began))) }
 
 // same looks at the instance and tells, by an error, if it is no longer the one
 // that the link was made for.
@@ -114,7 +127,7 @@ func (l *link) same(ctx context.Context) (nlchan.Globals, error) {
 	if err == nil && g.Pool6 != l.pool6 {
 		err = fmt.Errorf("%w: pool6 %s, was %s", errChanged, g.Pool6, l.pool6)
 	}
-	l.polled.Store(int64(time.Since(l.began)))
+	l.note(&l.seen)
 	return g, err
 }
 
@@ -322,6 +335,7 @@ func (d *Daemon) poll(ctx context.Context, l *link) error {
 			return ctx.Err()
 		}
 		d.work.polling.begin()
+		l.note(&l.polled)
 		now := time.Now()
 		if now.Sub(due) > stoppedFor {
 			d.repairs.owe("the daemon was stopped for a while")
