@@ -183,6 +183,7 @@ func (l *Lab) clean() {
 			i=0
 			until modprobe -r jool; do i=$((i + 1)); [ $i -lt 100 ]; sleep 0.2; done
 			modprobe jool
+			sysctl -qw net.core.netdev_max_backlog=100000 # what all the cables of a guest share: a burst on one must lose nothing on another
 			dmesg -c >/dev/null`)
 	}
 }
