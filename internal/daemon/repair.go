@@ -83,6 +83,7 @@ func (d *Daemon) repair(ctx context.Context, l *link) error {
 		return ctx.Err()
 	}
 	rest := restInterval
+	said := make(map[string]time.Time) // when a sweep was last told of, by its reason
 	for {
 		select {
 		case <-d.repairs.kick:
@@ -115,9 +116,10 @@ func (d *Daemon) repair(ctx context.Context, l *link) error {
 			d.limit.Warn("the sweep of the kernel's table was cut short: it will be tried again", "why", owed.why, "err", err)
 			d.repairs.add(owed)
 		case owed.quiet && p.Sent == 0:
-		case owed.quiet:
+		case owed.quiet, time.Since(said[owed.why]) < time.Minute:
 			d.Log.Debug("swept the kernel's table", "why", owed.why, "sessions", p.Read, "sent", p.Sent, "took", took.Round(time.Millisecond))
 		default:
+			said[owed.why] = time.Now()
 			d.Log.Info("swept the kernel's table", "why", owed.why, "sessions", p.Read, "sent", p.Sent, "took", took.Round(time.Millisecond))
 		}
 	}

@@ -395,3 +395,20 @@ func TestADaemonThatWasStoppedSweeps(t *testing.T) {
 		t.Errorf("the child ended with %v", err)
 	}
 }
+
+func TestSweepsForOneReasonAreToldOfOnceAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, k := sweeper(t)
+		sweeps, lines := b.count.sweeps.Load(), strings.Count(b.logs.String(), `msg="swept`)
+		for range 120 {
+			k.overrun <- struct{}{}
+			time.Sleep(time.Second)
+		}
+		if n := b.count.sweeps.Load() - sweeps; n < 100 {
+			t.Fatalf("only %d sweeps", n)
+		}
+		if n := strings.Count(b.logs.String(), `msg="swept`) - lines; n < 2 || n > 6 {
+			t.Errorf("%d lines in two minutes", n)
+		}
+	})
+}
