@@ -207,9 +207,10 @@ func (s *Server) Serve(ctx context.Context, h Handler) error {
 // answer serves one client.
 func answer(ctx context.Context, c net.Conn, h Handler) {
 	defer c.Close()
-	ctx, cancel := context.WithCancel(ctx)
+	service := ctx
+	defer context.AfterFunc(service, func() { c.SetDeadline(time.Unix(1, 0)) })()
+	ctx, cancel := context.WithCancel(service)
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
 
 	c.SetReadDeadline(time.Now().Add(requestTime))
 	lines := bufio.NewReader(io.LimitReader(c, maxRequest))
@@ -220,6 +221,9 @@ func answer(ctx context.Context, c net.Conn, h Handler) {
 	enc := json.NewEncoder(c)
 	reply := func(r Reply) error {
 		c.SetWriteDeadline(time.Now().Add(replyTime))
+		if service.Err() != nil { // whose end may have set the deadline before
+			return service.Err()
+		}
 		return enc.Encode(r)
 	}
 	var r Request
