@@ -61,6 +61,7 @@ func serve(ctx context.Context, e *env, cfg *config.Config, load func() (*config
 	for _, w := range cfg.Warnings {
 		log.Warn(w)
 	}
+	signal.Ignore(syscall.SIGPIPE) // whoever reads the log may die: the daemon goes on
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
