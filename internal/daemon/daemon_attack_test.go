@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"joold/internal/config"
 	"joold/internal/control"
 	"joold/internal/mcast"
 	"joold/internal/nlchan"
@@ -170,4 +171,19 @@ func TestAnAdvertisementEndsWithTheInstance(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	b.dials <- dialled{k: newModelKernel(session.Enc4113)}
+}
+
+func TestWhereFewerMayWaitThanFillADatagramAllStillArrive(t *testing.T) {
+	const few, many = 3, 50
+	b := start(t, newModelKernel(session.Enc4113), func(c *config.Config) { c.Pending, c.BatchDeadline = few, time.Hour })
+	all := distinct(few + many)
+	for _, s := range all[:few] {
+		b.k.announced <- encode(session.Enc4113, wkp, s)
+	}
+	eventually(t, "those that may wait are sent", func() bool { sent, _ := b.g.sent(wkp); return len(sent) == few })
+	eventually(t, "the first sweep is over", func() bool { return b.count.sweeps.Load() > 0 })
+
+	b.k.set(func() { b.k.table = all })
+	b.k.announced <- encode(session.Enc4113, wkp, all[few:]...)
+	eventually(t, "those that found no room are swept", func() bool { sent, _ := b.g.sent(wkp); return len(sent) >= few+many })
 }

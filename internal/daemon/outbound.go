@@ -213,7 +213,11 @@ func (o *outlet) resizeLocked(maxPayload int) {
 func (o *outlet) announce(sessions []session.Session, now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	dropped := o.table.Counts().DroppedNews
 	o.table.Observe(sessions, now)
+	if o.failed == 0 && o.table.Counts().DroppedNews > dropped { // else sendWorks has them swept
+		o.d.repairs.owe("more was announced at once than --batch.capacity lets wait")
+	}
 	o.pump(now)
 }
 
@@ -223,13 +227,15 @@ func (o *outlet) pump(now time.Time) {
 	if o.table == nil {
 		return
 	}
-	deadline := o.d.live.Load().BatchDeadline
+	cfg := o.d.live.Load()
+	deadline := cfg.BatchDeadline
+	full := min(o.room, cfg.Pending) // where fewer may wait, the oldest would always give way
 	for !now.Before(o.heldTill) {
 		since, ok := o.table.Due()
 		if !ok {
 			return
 		}
-		if o.table.Pending() < o.room && now.Sub(since) < deadline {
+		if o.table.Pending() < full && now.Sub(since) < deadline {
 			break
 		}
 		o.sendNext(now)
