@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"strings"
@@ -186,4 +187,23 @@ func TestWhereFewerMayWaitThanFillADatagramAllStillArrive(t *testing.T) {
 	b.k.set(func() { b.k.table = all })
 	b.k.announced <- encode(session.Enc4113, wkp, all[few:]...)
 	eventually(t, "those that found no room are swept", func() bool { sent, _ := b.g.sent(wkp); return len(sent) >= few+many })
+}
+
+func TestAnInstanceOfWhichTheEndWouldNotBeHeardIsWaitedForAndNotServed(t *testing.T) {
+	b := bench0(t, testConfig(), slog.LevelInfo)
+	b.dial = func() (kernel, error) { return newModelKernel(session.Enc4113), nil }
+	failures := 2
+	b.newWatcher = func() (watcher, error) {
+		if failures--; failures >= 0 {
+			return nil, errors.New("too many open files")
+		}
+		return modelWatcher(b.events), nil
+	}
+	b.run()
+	eventually(t, "the daemon is in service", func() bool { return b.condition.why(theInstance) == "" })
+	for line, want := range map[string]int{"in service": 1, "too many open files": 1} {
+		if n := strings.Count(b.logs.String(), line); n != want {
+			t.Errorf("%q is logged %d times, want %d:\n%s", line, n, want, b.logs)
+		}
+	}
 }

@@ -1071,6 +1071,7 @@ func TestStrangersCannotFillThePeerTable(t *testing.T) {
 func idle(t testing.TB, k *modelKernel) (*Daemon, *link) {
 	d := newDaemon(testConfig(), Options{Version: "test", Log: slog.New(slog.DiscardHandler)})
 	d.dial = func() (kernel, error) { return k, nil }
+	d.newWatcher = func() (watcher, error) { return modelWatcher(nil), nil }
 	l, err := d.connect(context.Background())
 	if err != nil {
 		t.Fatal(err)

@@ -538,6 +538,7 @@ func tell(t *testing.T, e session.Encoding, p session.Pool6, script []byte) (y *
 		Instance: "edge", BatchDeadline: 10 * time.Millisecond, Refresh: 2 * time.Second, Table: 50, Pending: 20,
 	}, Options{Version: "test", Log: slog.New(slog.DiscardHandler)})
 	y.dial = func() (kernel, error) { return k, nil }
+	y.newWatcher = func() (watcher, error) { return modelWatcher(nil), nil }
 	var err error
 	if y.l, err = y.connect(context.Background()); err != nil {
 		t.Fatal(err)

@@ -19,11 +19,12 @@ import (
 )
 
 const (
-	// pollInterval is how often the instance is asked for its settings, which
-	// is also how its removal is noticed, while anything happens or it is new.
-	// When nothing does, idleInterval is.
+	// How often the instance is asked for its settings, which is also how its
+	// removal is noticed: while it is new; while something happens, or waits for a
+	// change; and otherwise. Whoever speaks has it looked at before that.
 	pollInterval = time.Second
-	idleInterval = 5 * time.Second
+	busyInterval = 5 * time.Second
+	idleInterval = 10 * time.Second
 
 	// trustInterval is for how long a look at the instance lets it be fed. Nothing
 	// tells that it was made anew, perhaps for another pool6.
@@ -59,6 +60,7 @@ const (
 // link is an instance for as long as it stays the same one.
 type link struct {
 	kernel
+	watcher watcher // tells when the module is removed
 	pool6   session.Pool6
 	wire    session.Encoding               // what is sent for it
 	inbox   *batch.Inbox                   // what is to be given to it
@@ -87,6 +89,14 @@ type link struct {
 	read                       uint64 // kernelMessages when these were read
 	unset                      bool   // the instance refused to be set up
 	pool4At, staticAt, setUpAt time.Time
+}
+
+// Close ends what the link hears.
+func (l *link) Close() error {
+	if l.watcher != nil {
+		l.watcher.Close()
+	}
+	return l.kernel.Close()
 }
 
 // misreads tells whether the module would misunderstand what it is given: 4.1.12
@@ -151,9 +161,12 @@ func (d *Daemon) connect(ctx context.Context) (_ *link, err error) {
 	}
 	defer func() {
 		if err != nil {
-			k.Close()
+			l.Close()
 		}
 	}()
+	if l.watcher, err = d.newWatcher(); err != nil { // as when descriptors are short: not in service, then
+		return nil, err
+	}
 	if l.wire == 0 {
 		l.wire = k.Module().Encoding
 	}
@@ -292,11 +305,6 @@ func (d *Daemon) reconnect(ctx context.Context) (*link, error) {
 
 // follow serves one link until the instance goes away or ctx ends.
 func (d *Daemon) follow(ctx context.Context, l *link) error {
-	w, err := d.newWatcher()
-	if err != nil {
-		return err
-	}
-	defer w.Close()
 	g, ctx := errgroup.WithContext(ctx)
 	defer context.AfterFunc(ctx, func() { l.SetReadDeadline(time.Unix(1, 0)) })()
 	g.Go(func() error { return d.hear(ctx, l) })
@@ -305,7 +313,7 @@ func (d *Daemon) follow(ctx context.Context, l *link) error {
 	g.Go(func() error { return d.contend(ctx, l, l.contests, 0) })
 	g.Go(func() error { return d.contend(ctx, l, l.contestsLater, contestAfter) })
 	g.Go(func() error { return d.repair(ctx, l) })
-	g.Go(func() error { return d.watch(ctx, w) })
+	g.Go(func() error { return d.watch(ctx, l.watcher) })
 	g.Go(func() error { return d.poll(ctx, l) })
 	return g.Wait()
 }
@@ -319,12 +327,18 @@ func (d *Daemon) poll(ctx context.Context, l *link) error {
 	<-timer.C
 	cfg := d.live.Load()
 	fromNetwork := d.count.rcvdSessions.Load()
+	before := uint64(0)
 	for {
 		d.sayIfDisabled(l)
 		interval := idleInterval
-		if time.Since(l.began) < settling {
+		traffic := d.count.kernelMessages.Load() + d.count.rcvdDatagrams.Load()
+		switch {
+		case time.Since(l.began) < settling:
 			interval = pollInterval
+		case traffic != before || l.refused.Counts().Waiting > 0:
+			interval = busyInterval
 		}
+		before = traffic
 		timer.Reset(interval)
 		d.work.polling.end()
 		due := time.Now().Round(0).Add(interval) // by the wall's clock: the other sleeps with the machine
