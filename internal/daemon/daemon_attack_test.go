@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"strings"
@@ -205,5 +206,12 @@ func TestAnInstanceOfWhichTheEndWouldNotBeHeardIsWaitedForAndNotServed(t *testin
 		if n := strings.Count(b.logs.String(), line); n != want {
 			t.Errorf("%q is logged %d times, want %d:\n%s", line, n, want, b.logs)
 		}
+	}
+}
+
+func TestASendersNumberIsItsOwnAfterAllHaveBeenGiven(t *testing.T) {
+	p := peers{last: math.MaxUint32}
+	if n := p.heard(sender.Addr(), session.Report{}, 0, time.Now()); n <= keptPeer {
+		t.Errorf("a sender is number %d, which means no sender", n)
 	}
 }

@@ -49,7 +49,7 @@ func (p *peers) heard(a netip.Addr, r session.Report, refused int, now time.Time
 		if len(p.m) >= maxPeers {
 			p.forgetOldest()
 		}
-		p.last = max(keptPeer, p.last) + 1
+		p.last = max(keptPeer+1, p.last+1) // also when it has gone round
 		q = &peer{number: p.last}
 		p.m[a] = q
 	}
