@@ -19,12 +19,11 @@ import (
 )
 
 const (
-	// How often the instance is asked for its settings, which is also how its
-	// removal is noticed: while it is new; while something happens, or waits for a
-	// change; and otherwise. Whoever speaks has it looked at before that.
+	// pollInterval is how often the instance is asked for its settings, which
+	// is also how its removal is noticed, while anything happens or it is new.
+	// When nothing does, idleInterval is.
 	pollInterval = time.Second
-	busyInterval = 5 * time.Second
-	idleInterval = 10 * time.Second
+	idleInterval = 5 * time.Second
 
 	// trustInterval is for how long a look at the instance lets it be fed. Nothing
 	// tells that it was made anew, perhaps for another pool6.
@@ -327,18 +326,12 @@ func (d *Daemon) poll(ctx context.Context, l *link) error {
 	<-timer.C
 	cfg := d.live.Load()
 	fromNetwork := d.count.rcvdSessions.Load()
-	before := uint64(0)
 	for {
 		d.sayIfDisabled(l)
 		interval := idleInterval
-		traffic := d.count.kernelMessages.Load() + d.count.rcvdDatagrams.Load()
-		switch {
-		case time.Since(l.began) < settling:
+		if time.Since(l.began) < settling {
 			interval = pollInterval
-		case traffic != before || l.refused.Counts().Waiting > 0:
-			interval = busyInterval
 		}
-		before = traffic
 		timer.Reset(interval)
 		d.work.polling.end()
 		due := time.Now().Round(0).Add(interval) // by the wall's clock: the other sleeps with the machine
