@@ -32,7 +32,7 @@ type conflict struct {
 func (d *Daemon) contest(l *link, c conflict) {
 	queue := l.contests
 	switch {
-	case c.bib.Own:
+	case c.bib.Own, l.translates():
 		queue = l.contestsLater
 	case !c.bib.Older:
 		d.unresolved(c, "the BIB entry is the newer")
@@ -55,7 +55,7 @@ func (d *Daemon) unresolved(c conflict, why string) {
 
 // contend resolves the conflicts of a queue, each some time after it was heard of,
 // by removing BIB entries that are older news than the sessions that contradict
-// them.
+// them. A node that translates has none removed: nobody knows better than it.
 func (d *Daemon) contend(ctx context.Context, l *link, queue <-chan conflict, after time.Duration) error {
 	for {
 		var c conflict
@@ -89,7 +89,7 @@ func (d *Daemon) resolve(ctx context.Context, l *link, c conflict) error {
 		if verdict != batch.Conflict {
 			return nil
 		}
-		if bib.Own || !bib.Older {
+		if bib.Own || !bib.Older || l.translates() {
 			return errInUse
 		}
 		src6, src4 := bib.Addrs()

@@ -107,3 +107,34 @@ func TestABIBEntryThatIsGoneAlreadyIsNoObstacle(t *testing.T) {
 	b.g.in <- encode(session.Enc4113, wkp, heir)
 	eventually(t, "the kernel has the new session", func() bool { return len(b.k.taken()) == 2 })
 }
+
+func TestANodeThatTranslatesHasNoBIBEntryRemoved(t *testing.T) {
+	k := newModelKernel(session.Enc4113)
+	old := udp(1, 200_000)
+	k.table = []session.Session{old}
+	b := start(t, k, nil)
+	b.g.in <- encode(session.Enc4113, wkp, old)
+	eventually(t, "the kernel has the session", func() bool { return len(b.k.taken()) == 1 })
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() { // it translates for others
+		for n := uint16(100); ; n++ {
+			select {
+			case b.k.announced <- encode(session.Enc4113, wkp, udp(n, 300_000)):
+				time.Sleep(10 * time.Millisecond)
+			case <-stop:
+				return
+			}
+		}
+	}()
+	eventually(t, "it translates", func() bool { return b.count.kernelSessions.Load() > 1 })
+	heir := claim(old)
+	heir.Expiration = 300_000
+	b.g.in <- encode(session.Enc4113, wkp, heir)
+	eventually(t, "the conflict is counted", func() bool { return b.status(time.Now()).Kernel.Conflicts == 1 })
+	b.k.mu.Lock()
+	defer b.k.mu.Unlock()
+	if len(b.k.removed) != 0 {
+		t.Errorf("removed %v", b.k.removed)
+	}
+}

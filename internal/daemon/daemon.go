@@ -56,6 +56,7 @@ type network interface {
 	Write(b []byte) error
 	MaxPayload() int
 	Check() (mcast.Change, error)
+	Carrier() bool
 	SetReadDeadline(t time.Time) error
 	Local() mcast.Local
 	Drops() uint64
@@ -95,6 +96,7 @@ type Daemon struct {
 	current     atomic.Pointer[network] // the group, while it is there
 	link        atomic.Pointer[link]    // the instance, while it is there
 	pathLost    time.Time               // when the path to the open group was; zero while it is there; followPath's
+	carrierLost time.Time               // when its interface's carrier was; likewise
 	pathChanged chan struct{}           // holds a token when an interface or address has changed
 	out         *outlet
 	repairs     repairs

@@ -203,13 +203,14 @@ type modelGroup struct {
 	once    sync.Once
 	closing sync.Once
 
-	mu     sync.Mutex
-	change mcast.Change // what Check finds
-	path   error        // and why
-	out    [][]byte
-	errs   []error // of the writes to come
-	narrow int     // the payload that still fits; 0 for anything
-	max    int     // what MaxPayload says
+	mu        sync.Mutex
+	change    mcast.Change // what Check finds
+	unplugged bool
+	path      error // and why
+	out       [][]byte
+	errs      []error // of the writes to come
+	narrow    int     // the payload that still fits; 0 for anything
+	max       int     // what MaxPayload says
 }
 
 func newModelGroup() *modelGroup {
@@ -263,6 +264,19 @@ func (g *modelGroup) Check() (mcast.Change, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.change, g.path
+}
+
+func (g *modelGroup) Carrier() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return !g.unplugged
+}
+
+// plug gives the interface a carrier, or takes it away.
+func (g *modelGroup) plug(in bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.unplugged = !in
 }
 
 // fail makes the writes to come fail.

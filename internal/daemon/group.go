@@ -195,6 +195,15 @@ func (d *Daemon) checkPath() {
 	case change == mcast.Changed:
 		d.out.resize(group.MaxPayload())
 	}
+	switch carrier := group.Carrier(); {
+	case carrier && !d.carrierLost.IsZero():
+		d.Log.Info("the group's interface has its carrier back")
+		d.regained(d.carrierLost)
+		d.carrierLost = time.Time{}
+	case !carrier && d.carrierLost.IsZero() && change != mcast.Reopen:
+		d.limit.Warn("the group's interface has no carrier: nobody is reached", "in", group.Local().In, "out", group.Local().Out)
+		d.carrierLost = time.Now()
+	}
 }
 
 // signal leaves a token in c, unless there is one.

@@ -131,6 +131,9 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 		l.stir()
 	}
 	l.give(d.accept(l, from, kept, now), now)
+	if refused[session.RefusedPool4] > 0 && l.policy.Load() != policy {
+		d.readmit(l, now) // which may have been done before they were kept
+	}
 }
 
 // admits tells whether a datagram comes from where peers are.
@@ -156,10 +159,10 @@ func (d *Daemon) accept(l *link, from uint32, sessions []session.Session, now ti
 	}
 	d.out.mu.Lock()
 	defer d.out.mu.Unlock()
-	table := d.out.table
-	if table == nil {
+	if d.out.link != l { // it ended while the datagrams were read
 		return nil
 	}
+	table := d.out.table
 	kept := sessions[:0]
 	for _, s := range sessions {
 		switch verdict, bib := table.Accept(from, &s, now); verdict {

@@ -19,11 +19,12 @@ import (
 )
 
 const (
-	// pollInterval is how often the instance is asked for its settings, which
-	// is also how its removal is noticed, while anything happens or it is new.
-	// When nothing does, idleInterval is.
+	// How often the instance is asked for its settings, which is also how its
+	// removal is noticed: while it is new; while something happens, or waits for a
+	// change; and otherwise. Whoever speaks has it looked at before that.
 	pollInterval = time.Second
-	idleInterval = 5 * time.Second
+	busyInterval = 5 * time.Second
+	idleInterval = 10 * time.Second
 
 	// trustInterval is for how long a look at the instance lets it be fed. Nothing
 	// tells that it was made anew, perhaps for another pool6.
@@ -70,6 +71,7 @@ type link struct {
 	flush   atomic.Int64                   // ss-flush-deadline in ns
 	heard   chan struct{}                  // holds a token when it has announced something
 	stirred chan struct{}                  // holds a token when the instance should be looked at now
+	spoke   atomic.Int64                   // when it last announced anything, in ns after began
 	seen    atomic.Int64                   // when it was last known to be there still, in ns after began
 	polled  atomic.Int64                   // when its settings were last read, likewise
 	began   time.Time
@@ -110,8 +112,14 @@ func (l *link) loses() bool { return l.Module().Version.Less(4, 1, 11) }
 // spoken says that the instance has announced something.
 func (l *link) spoken() {
 	signal(l.heard)
+	l.note(&l.spoke)
 	l.activate()
 	l.stir()
+}
+
+// translates tells whether the instance has just announced anything.
+func (l *link) translates() bool {
+	return l.spoke.Load() != 0 && l.since(&l.spoke) < ownFor
 }
 
 // stir has the instance's settings read soon, unless that was just done.
@@ -326,12 +334,18 @@ func (d *Daemon) poll(ctx context.Context, l *link) error {
 	<-timer.C
 	cfg := d.live.Load()
 	fromNetwork := d.count.rcvdSessions.Load()
+	before := uint64(0)
 	for {
 		d.sayIfDisabled(l)
 		interval := idleInterval
-		if time.Since(l.began) < settling {
+		traffic := d.count.kernelMessages.Load() + d.count.rcvdDatagrams.Load()
+		switch {
+		case time.Since(l.began) < settling:
 			interval = pollInterval
+		case traffic != before || l.refused.Counts().Waiting > 0, l.unset:
+			interval = busyInterval
 		}
+		before = traffic
 		timer.Reset(interval)
 		d.work.polling.end()
 		due := time.Now().Round(0).Add(interval) // by the wall's clock: the other sleeps with the machine
@@ -403,10 +417,10 @@ func (d *Daemon) reread(ctx context.Context, l *link, now time.Time) error {
 		l.pool4At = now
 	}
 	if now.Sub(l.staticAt) > staticInterval {
+		l.staticAt = now // also if it fails: it is much work
 		if static, err = l.StaticBIB(ctx); err != nil {
 			return err
 		}
-		l.staticAt = now
 	}
 	if g != l.globals || !slices.Equal(pool4, l.pool4) || !slices.Equal(static, l.static) {
 		l.globals, l.pool4, l.static = g, pool4, static

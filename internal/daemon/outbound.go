@@ -19,6 +19,12 @@ const (
 	// writeTimeout bounds the wait for a socket whose buffer is full.
 	writeTimeout = 100 * time.Millisecond
 
+	// pumpAtMost is how many datagrams are sent before others have their turn.
+	pumpAtMost = 64
+
+	// flushTime bounds what is sent at the end.
+	flushTime = 500 * time.Millisecond
+
 	// maxHold bounds the wait before a datagram is tried again. The first waits
 	// are parts of the deadline.
 	maxHold = time.Second
@@ -114,7 +120,8 @@ type outlet struct {
 	d *Daemon
 
 	mu       sync.Mutex
-	table    *batch.Table      // nil while there is no instance
+	link     *link             // whose table it is; nil while there is no instance
+	table    *batch.Table      // likewise
 	past     batch.TableCounts // of the tables before
 	encoding session.Encoding
 	pool6    session.Pool6
@@ -122,6 +129,8 @@ type outlet struct {
 	timer    *time.Timer
 	wakes    time.Time // when timer fires; zero when it is not set
 	failed   int       // datagrams in a row that could not be sent
+	failedAt time.Time // since when
+	dropped  uint64    // what drops was then
 	heldTill time.Time // no datagram is tried before
 	packed   []session.Session
 	buf      []byte
@@ -143,7 +152,7 @@ func newOutlet(d *Daemon) *outlet {
 func (o *outlet) begin(l *link) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.table = batch.NewTable(o.d.tableConfig(l))
+	o.link, o.table = l, batch.NewTable(o.d.tableConfig(l))
 	o.encoding, o.pool6 = l.wire, l.pool6
 	o.resizeLocked(o.d.maxPayload())
 }
@@ -153,7 +162,7 @@ func (o *outlet) end(now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.flush(now)
-	o.past, o.table = o.counts(), nil
+	o.past, o.table, o.link = o.counts(), nil, nil
 	o.past.Sessions, o.past.Pending = 0, 0
 }
 
@@ -230,9 +239,14 @@ func (o *outlet) pump(now time.Time) {
 	cfg := o.d.live.Load()
 	deadline := cfg.BatchDeadline
 	full := min(o.room, cfg.Pending) // where fewer may wait, the oldest would always give way
-	for !now.Before(o.heldTill) {
+	for sent := 0; !now.Before(o.heldTill); sent++ {
 		since, ok := o.table.Due()
 		if !ok {
+			return
+		}
+		if sent == pumpAtMost { // others want the lock
+			o.wakes = now
+			o.timer.Reset(0)
 			return
 		}
 		if o.table.Pending() < full && now.Sub(since) < deadline {
@@ -255,9 +269,9 @@ func (o *outlet) pump(now time.Time) {
 	o.timer.Reset(max(0, at.Sub(now)))
 }
 
-// flush sends whatever waits, for as long as that works.
+// flush sends whatever waits, for as long as that works, but not for long.
 func (o *outlet) flush(now time.Time) {
-	for o.table.Pending() > 0 {
+	for o.table.Pending() > 0 && time.Since(now) < flushTime {
 		failed := o.failed
 		if !o.sendNext(now) || o.failed > failed {
 			return
@@ -277,6 +291,9 @@ func (o *outlet) sendNext(now time.Time) (some bool) {
 		o.sendWorks()
 		return true
 	}
+	if o.failed == 0 {
+		o.failedAt, o.dropped = now, o.drops()
+	}
 	o.table.Unsent(unsent, passes(err))
 	hold := o.d.live.Load().BatchDeadline / 4 << min(o.failed, 16)
 	o.heldTill = now.Add(min(hold, maxHold))
@@ -284,24 +301,33 @@ func (o *outlet) sendNext(now time.Time) (some bool) {
 	return true
 }
 
-// sendWorks notes that a datagram has left. After failures, something may have
-// been lost for want of room to wait.
+// sendWorks notes that a datagram has left. What failed before has waited for
+// that, unless there was no room to; and where nothing can be sent for long, some
+// of what seemed to be may not have arrived.
 func (o *outlet) sendWorks() {
 	if o.failed == 0 {
 		return
 	}
 	o.failed, o.heldTill = 0, time.Time{}
-	o.d.repairs.owe("datagrams could not be sent for a while")
+	if o.drops() != o.dropped || time.Since(o.failedAt) > maxHold {
+		o.d.repairs.owe("datagrams could not be sent for a while")
+	}
+}
+
+// drops counts the sessions for which there was no room to wait.
+func (o *outlet) drops() uint64 {
+	c := o.table.Counts()
+	return c.DroppedNews + c.DroppedRefreshes
 }
 
 // sweep sends as many of the sessions in from as fit one datagram. It returns how
 // many it went through, how many of them it sent, and in how many datagrams; if
 // that failed, they are still to be gone through. Expirations count from base.
 // Nothing is announced meanwhile, so that what it sends is no older than that.
-func (o *outlet) sweep(from []session.Session, base time.Time, all bool) (through, sent, datagrams int, err error) {
+func (o *outlet) sweep(l *link, from []session.Session, base time.Time, all bool) (through, sent, datagrams int, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.table == nil {
+	if o.link != l {
 		return 0, 0, 0, errNotInService
 	}
 	o.packed, through = o.table.Sweep(o.packed[:0], from, base, base, all, o.room, time.Now())
@@ -337,10 +363,10 @@ func (o *outlet) settle(begun time.Time) {
 
 // lacking keeps of sessions, part of the kernel's table, those that peers may
 // lack; or all.
-func (o *outlet) lacking(sessions []session.Session, all bool, now time.Time) []session.Session {
+func (o *outlet) lacking(l *link, sessions []session.Session, all bool, now time.Time) []session.Session {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.table == nil {
+	if o.link != l {
 		return nil
 	}
 	return slices.DeleteFunc(sessions, func(s session.Session) bool { return !o.table.Lacks(&s, now) && !all })

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -52,6 +53,29 @@ func TestAPathThatHasChangedIsTriedAtTheDeadlineAndNotAtTheNextAttempt(t *testin
 		time.Sleep(2 * b.fixed.BatchDeadline)
 		if n := sentOf(b, 1); n != 1 {
 			t.Errorf("sent %d times", n)
+		}
+	})
+}
+
+func TestWhatWasSentWithoutACarrierIsSentAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, k := sweeper(t)
+		b.g.plug(false)
+		b.pathEvents <- struct{}{}
+		time.Sleep(time.Second)
+		k.announce(udp(2, 300_000)) // leaves without an error, for nowhere
+		time.Sleep(time.Minute)
+		before := sentOf(b, 2)
+		b.g.plug(true)
+		b.pathEvents <- struct{}{}
+		time.Sleep(time.Minute)
+		if n := sentOf(b, 2) - before; n != 1 {
+			t.Errorf("sent %d times when the carrier was back", n)
+		}
+		for _, line := range []string{"has no carrier", "has its carrier back"} {
+			if strings.Count(b.logs.String(), line) != 1 {
+				t.Errorf("the log does not say once that the interface %s", line)
+			}
 		}
 	})
 }

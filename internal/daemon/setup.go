@@ -56,13 +56,21 @@ func (d *Daemon) setUp(ctx context.Context, l *link) error {
 	}
 	for k, value := range to.All() {
 		was, _ := l.globals.Get(k)
-		d.Log.Info("changed a setting of the instance", "instance", d.fixed.Instance, "setting", k, "from", was, "to", value)
+		d.Log.Info("changed a setting of the instance", "instance", d.fixed.Instance, "setting", k, "from", shown(k, was), "to", shown(k, value))
 	}
 	is, err := l.Globals(ctx)
 	if err == nil {
 		l.globals = is
 	}
 	return err
+}
+
+// shown is a setting's value as `jool global` writes it.
+func shown(k nlchan.Knob, value uint32) any {
+	if k == nlchan.SSEnabled || k == nlchan.SSFlushASAP {
+		return value != 0
+	}
+	return value
 }
 
 // followReloads reads the configuration again whenever that is asked for.

@@ -88,7 +88,11 @@ func TestAnInstanceIsSetUpAsItsVersionNeedsItAndTheLogSaysFromWhatToWhat(t *test
 							wanted.Set(knob, to)
 						}
 					}
-					if line := fmt.Sprintf("setting=%s from=%d to=%d\n", name, from, to); strings.Count(b.logs.String(), line) != 1 {
+					line := fmt.Sprintf("setting=%s from=%d to=%d\n", name, from, to)
+					if change == asap || change == enable {
+						line = fmt.Sprintf("setting=%s from=%t to=%t\n", name, from != 0, to != 0)
+					}
+					if strings.Count(b.logs.String(), line) != 1 {
 						t.Errorf("the log does not say once %q", line)
 					}
 				}

@@ -93,7 +93,7 @@ func (d *Daemon) sweep(ctx context.Context, l *link, all bool, rate int, tell fu
 		table = make([]session.Session, 0, min(stats.Sessions+stats.Sessions/16, 2*batch.MaxTable)) // instead of growing into it
 	}
 	d.out.reading(true)
-	keep := func(page []session.Session) []session.Session { return d.out.lacking(page, all, time.Now()) }
+	keep := func(page []session.Session) []session.Session { return d.out.lacking(l, page, all, time.Now()) }
 	table, unreadable, err := readTable(ctx, l, table, start, keep, func(n int) error {
 		p.Read = n
 		return report(time.Now())
@@ -116,7 +116,7 @@ func (d *Daemon) sweep(ctx context.Context, l *link, all bool, rate int, tell fu
 		if d.link.Load() != l {
 			return p, fmt.Errorf("%w: the instance went away", errNotInService)
 		}
-		through, sent, datagrams, err := d.out.sweep(from, start, all)
+		through, sent, datagrams, err := d.out.sweep(l, from, start, all)
 		if err == nil {
 			failures = 0
 		} else if failures++; failures == maxFailures {

@@ -63,7 +63,7 @@ func TestTheWatchdogIsNotFedWhileWorkDoesNotEnd(t *testing.T) {
 				release := make(chan struct{})
 				k.hook(func() { hang(k, func() error { <-release; return nil }) })
 				b.g.in <- encode(session.Enc4113, wkp, udp(1, 300_000))
-				time.Sleep(10 * time.Second)
+				time.Sleep(2 * idleInterval)
 				times()
 				time.Sleep(time.Minute)
 				if n := times(); n != 0 {

@@ -120,6 +120,20 @@ func (d device) isUp() error {
 	return nil
 }
 
+// hasCarrier tells whether a device can carry anything now: of the zero device
+// nobody knows, and what is not there says no. It is no reason not to send.
+func (d device) hasCarrier() bool {
+	if d.index == 0 {
+		return true
+	}
+	name, err := nameByIndex(d.index)
+	if err != nil {
+		return false
+	}
+	req, err := ask(unix.SIOCGIFFLAGS, name, 0)
+	return err == nil && req.Uint16()&unix.IFF_RUNNING != 0
+}
+
 // findZone finds the interface that a zone names, by its name or its index.
 func findZone(zone string) (device, error) {
 	if index, err := strconv.Atoi(zone); err == nil {

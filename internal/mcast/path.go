@@ -65,6 +65,10 @@ func (c *Conn) Check() (Change, error) {
 	return Unchanged, nil
 }
 
+// Carrier tells whether the interfaces have one. Without, as when a cable is
+// pulled or the switch starts, datagrams are sent into the void, with success.
+func (c *Conn) Carrier() bool { return c.in.hasCarrier() && c.out.hasCarrier() }
+
 // checkMembership tells whether the group is still heard where it would be
 // joined now.
 func (c *Conn) checkMembership() (Change, error) {

@@ -366,3 +366,35 @@ func TestMembersAreToldByIndexAndGroup(t *testing.T) {
 		}
 	}
 }
+
+func TestAPulledCableIsSeenThoughNothingFails(t *testing.T) {
+	j, k := pair(t)
+	cfg := Config{Group: zoned6, TTL: 1}
+	cj, ck := open(t, j, cfg), open(t, k, cfg)
+	carrier := func() (there bool) {
+		j.Do(func() { there = cj.Carrier() })
+		return there
+	}
+	heard := watch(t, j, cfg)
+	if !carrier() {
+		t.Error("there is none at first")
+	}
+	k.IP("link set eth2 down")
+	nstest.Wait(t, "the carrier is gone", func() bool { return !carrier() })
+	select {
+	case <-heard.calls:
+	case <-time.After(limit):
+		t.Error("nobody was told")
+	}
+	heard.await(t, j, cj, Unchanged)
+	if err := write(j, cj); err != nil {
+		t.Errorf("a datagram into the void: %v", err)
+	}
+	k.IP("link set eth2 up")
+	nstest.Wait(t, "the carrier is back", carrier)
+	nstest.Wait(t, "the other end is there", func() bool {
+		send(t, cj, "after")
+		change, err := look(t, k, ck)
+		return change == Unchanged && err == nil
+	})
+}
