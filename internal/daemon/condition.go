@@ -3,8 +3,11 @@ package daemon
 import (
 	"cmp"
 	"log/slog"
+	"net"
+	"os"
 	"strings"
 	"sync"
+	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
 
@@ -24,7 +27,7 @@ const (
 // and the service manager when that changes.
 type condition struct {
 	log    *slog.Logger
-	notify func(state string) // to the service manager
+	notify func(state string) error // to the service manager
 
 	mu    sync.Mutex
 	waits [parts]string // for what; "" when it is there
@@ -33,10 +36,12 @@ type condition struct {
 
 func (c *condition) init(log *slog.Logger, limit *logging.Limiter) {
 	c.log = log
-	c.notify = func(state string) {
-		if _, err := sd.SdNotify(false, state); err != nil {
+	c.notify = func(state string) error {
+		err := notify(state)
+		if err != nil {
 			limit.Warn("cannot tell the service manager", "state", state, "err", err)
 		}
+		return err
 	}
 	for p := range c.waits {
 		c.waits[p] = "joold has just started"
@@ -60,16 +65,48 @@ func (c *condition) has(p part) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.waits[p] = ""
+	c.tell()
+}
+
+// tell tells the service manager how it is. That the daemon serves is told again
+// until it is taken: the manager starts nothing that depends on it before.
+func (c *condition) tell() {
 	if why := cmp.Or(c.waits[:]...); why != "" {
 		c.notify("STATUS=waiting: " + line(why))
 		return
 	}
 	state := "STATUS=in service"
 	if !c.ready {
-		c.ready = true
 		state = sd.SdNotifyReady + "\n" + state
 	}
-	c.notify(state)
+	if c.notify(state) == nil {
+		c.ready = true
+	} else if !c.ready {
+		time.AfterFunc(retryInterval, func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.tell()
+		})
+	}
+}
+
+// notifyTime bounds the wait for a service manager that does not read.
+const notifyTime = 100 * time.Millisecond
+
+// notify is sd_notify, which would wait for ever.
+func notify(state string) error {
+	name := os.Getenv("NOTIFY_SOCKET")
+	if name == "" {
+		return nil
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	conn.SetWriteDeadline(time.Now().Add(notifyTime))
+	_, err = conn.Write([]byte(state))
+	return err
 }
 
 // why is what keeps p away; "" when it is there.

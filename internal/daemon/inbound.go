@@ -299,6 +299,9 @@ func (o *outlet) refused(sessions []session.Session) {
 
 // pause waits; false when ctx ends first.
 func pause(ctx context.Context, t time.Duration) bool {
+	if t <= 0 {
+		return ctx.Err() == nil
+	}
 	timer := time.NewTimer(t)
 	defer timer.Stop()
 	select {

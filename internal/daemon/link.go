@@ -329,9 +329,8 @@ func (d *Daemon) follow(ctx context.Context, l *link) error {
 // ends when the instance is gone or is another.
 func (d *Daemon) poll(ctx context.Context, l *link) error {
 	defer d.work.polling.end()
-	timer := time.NewTimer(0)
+	timer := time.NewTimer(pollInterval)
 	defer timer.Stop()
-	<-timer.C
 	cfg := d.live.Load()
 	fromNetwork := d.count.rcvdSessions.Load()
 	before := uint64(0)

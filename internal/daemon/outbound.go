@@ -80,9 +80,8 @@ func (d *Daemon) hear(ctx context.Context, l *link) error {
 
 // drain sends the late ACKs.
 func (d *Daemon) drain(ctx context.Context, l *link) error {
-	tick := time.NewTimer(0)
+	tick := time.NewTimer(time.Hour)
 	defer tick.Stop()
-	<-tick.C
 	for {
 		select {
 		case <-l.heard:

@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"joold/internal/control"
 	"joold/internal/mcast"
 	"joold/internal/nlchan"
 	"joold/internal/session"
@@ -410,5 +411,27 @@ func TestSweepsForOneReasonAreToldOfOnceAMinute(t *testing.T) {
 		if n := strings.Count(b.logs.String(), `msg="swept`) - lines; n < 2 || n > 6 {
 			t.Errorf("%d lines in two minutes", n)
 		}
+	})
+}
+
+func TestASlowAdvertisementDoesNotHoldUpARepair(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, k := sweeper(t)
+		k.set(func() { k.table = append(k.table, distinct(1000)...) })
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			b.advertise(ctx, 1, func(control.Progress) error { return nil }) // for a quarter of an hour
+			close(ended)
+		}()
+		time.Sleep(time.Second)
+		sweeps := b.count.sweeps.Load()
+		b.repairs.owe("a test")
+		time.Sleep(5 * time.Minute)
+		if b.count.sweeps.Load() == sweeps {
+			t.Error("nothing was swept")
+		}
+		cancel()
+		<-ended
 	})
 }

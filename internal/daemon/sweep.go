@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"sync"
 	"time"
 
 	"joold/internal/batch"
@@ -59,6 +60,12 @@ func (d *Daemon) advertise(ctx context.Context, rate int, tell func(control.Prog
 	if l == nil {
 		return p, fmt.Errorf("advertise: %w", errNotInService)
 	}
+	select {
+	case d.advertising <- struct{}{}:
+		defer func() { <-d.advertising }()
+	case <-ctx.Done():
+		return p, ctx.Err()
+	}
 	if p, err = d.sweep(ctx, l, true, rate, tell); err != nil {
 		return p, fmt.Errorf("advertise: %w", err)
 	}
@@ -69,14 +76,15 @@ func (d *Daemon) advertise(ctx context.Context, rate int, tell func(control.Prog
 
 // sweep reads l's table and sends, oldest updates first, all of it or what peers
 // may lack. What the kernel announces meanwhile is left out, since it has gone
-// out fresher. It waits for a sweep that runs already.
+// out fresher. The kernel's table is read for one sweep at a time.
 func (d *Daemon) sweep(ctx context.Context, l *link, all bool, rate int, tell func(control.Progress) error) (p control.Progress, err error) {
 	select {
-	case d.sweeping <- struct{}{}:
-		defer func() { <-d.sweeping }()
+	case d.reading <- struct{}{}:
 	case <-ctx.Done():
 		return p, ctx.Err()
 	}
+	read := sync.OnceFunc(func() { <-d.reading })
+	defer read()
 	start := time.Now()
 	told := start
 	report := func(now time.Time) error {
@@ -104,6 +112,7 @@ func (d *Daemon) sweep(ctx context.Context, l *link, all bool, rate int, tell fu
 	if unreadable == 0 {
 		d.out.reading(false)
 	}
+	read()
 	session.SortOldestFirst(table)
 	p.Total, p.Unreadable = len(table), unreadable
 

@@ -18,10 +18,11 @@ import (
 func fed(t *testing.T, b *bench) func() int64 {
 	var n atomic.Int64
 	b.condition.mu.Lock()
-	b.condition.notify = func(state string) {
+	b.condition.notify = func(state string) error {
 		if state == sd.SdNotifyWatchdog {
 			n.Add(1)
 		}
+		return nil
 	}
 	b.condition.mu.Unlock()
 	go b.watchdog(t.Context())
