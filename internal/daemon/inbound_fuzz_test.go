@@ -455,7 +455,7 @@ func (y *story) inject() {
 
 // look looks at the instance's settings.
 func (y *story) look() {
-	if err := y.reread(context.Background(), y.l, time.Now()); err != nil {
+	if err := y.reread(context.Background(), y.l, time.Now(), false); err != nil {
 		y.t.Fatalf("the instance's settings cannot be read: %v", err)
 	}
 	y.k.learned()

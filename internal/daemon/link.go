@@ -351,6 +351,7 @@ func (d *Daemon) poll(ctx context.Context, l *link) error {
 		select {
 		case <-timer.C:
 		case <-l.stirred:
+			interval = busyInterval
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -363,7 +364,7 @@ func (d *Daemon) poll(ctx context.Context, l *link) error {
 		if now.Sub(l.began) > silence && d.count.rcvdSessions.Load() == fromNetwork {
 			l.activate()
 		}
-		err := d.reread(ctx, l, now)
+		err := d.reread(ctx, l, now, interval == idleInterval)
 		if next := d.live.Load(); err == nil && (next != cfg || l.unset && now.Sub(l.setUpAt) > setUpInterval) {
 			if next != cfg {
 				cfg, l.staticAt = next, time.Time{}
@@ -396,9 +397,9 @@ func isOver(err error) bool {
 
 // reread reads what may have changed, and makes a new policy if something has.
 // pool4 is read more often while it may still be filled, and when a mask was
-// refused; the static BIB seldom, since finding it takes a walk through the whole
-// BIB.
-func (d *Daemon) reread(ctx context.Context, l *link, now time.Time) error {
+// refused, and not while the daemon idles: nobody needs it; the static BIB seldom,
+// since finding it takes a walk through the whole BIB.
+func (d *Daemon) reread(ctx context.Context, l *link, now time.Time, idles bool) error {
 	g, err := l.same(ctx)
 	if err != nil {
 		return err
@@ -409,7 +410,7 @@ func (d *Daemon) reread(ctx context.Context, l *link, now time.Time) error {
 		return fmt.Errorf("%w: its settings are not those that it was given", errChanged)
 	}
 	pool4, static := l.pool4, l.static
-	if l.doubt.Swap(false) || now.Sub(l.began) < settling || now.Sub(l.pool4At) > pool4Interval-pollInterval/2 {
+	if l.doubt.Swap(false) || now.Sub(l.began) < settling || !idles && now.Sub(l.pool4At) > pool4Interval-pollInterval/2 {
 		if pool4, err = l.Pool4(ctx); err != nil {
 			return err
 		}
