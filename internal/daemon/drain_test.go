@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"joold/internal/config"
 	"joold/internal/nlchan"
 	"joold/internal/session"
 )
@@ -22,6 +23,7 @@ func TestLateACKsFollowTheLastMessageAFlushDeadlineApartAndThenNone(t *testing.T
 	for ms, apart := range map[uint32]time.Duration{
 		20: 20 * time.Millisecond, 0: 10 * time.Millisecond, 1: 10 * time.Millisecond, 2000: time.Second,
 	} {
+		apart += kernelTick
 		synctest.Test(t, func(t *testing.T) {
 			k := newHookedKernel(session.Enc4113)
 			k.globals.Set(nlchan.SSFlushDeadline, ms)
@@ -72,7 +74,7 @@ func TestAMessageIsFollowedByFourACKsAndOneAmongThemByFourAgain(t *testing.T) {
 		for _, at := range acks() {
 			after = append(after, at.Sub(began))
 		}
-		if want := []time.Duration{20 * ms, 40 * ms, 60 * ms, 80 * ms, 100 * ms, 120 * ms}; !slices.Equal(after, want) {
+		if want := []time.Duration{24 * ms, 48 * ms, 72 * ms, 96 * ms, 120 * ms, 144 * ms}; !slices.Equal(after, want) {
 			t.Errorf("ACKs after %v, want %v", after, want)
 		}
 	})
@@ -96,6 +98,24 @@ func TestADisabledInstanceIsNotACKed(t *testing.T) {
 		time.Sleep(time.Minute)
 		if got := acks(); len(got) != lateACKs {
 			t.Errorf("turned on, %d ACKs follow a message", len(got))
+		}
+	})
+}
+
+func TestTheLastOfWhatTheKernelHasToSayIsSentAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newHookedKernel(session.Enc4113)
+		k.globals.Set(nlchan.SSMaxSessionsPerPacket, 20)
+		b := startHooked(t, k, func(c *config.Config) { c.BatchDeadline = time.Second })
+		k.announced <- encode(session.Enc4113, wkp, distinct(20)...) // full: there may be more
+		time.Sleep(time.Millisecond)
+		if all, _ := b.g.sent(wkp); len(all) != 0 {
+			t.Errorf("%d sessions were sent before the deadline", len(all))
+		}
+		k.announce(udp(1, 300_000))
+		time.Sleep(time.Millisecond)
+		if all, _ := b.g.sent(wkp); len(all) != 21 {
+			t.Errorf("%d sessions were sent, want all", len(all))
 		}
 	})
 }

@@ -33,6 +33,10 @@ const (
 	// deadline apart. They make it look at its queue, where the tail of a burst
 	// lies otherwise until the module's own timer comes by, each 2 s.
 	lateACKs = 4
+
+	// tick is the kernel's, at its longest but for rare builds: an ACK that comes
+	// one earlier than the flush deadline finds it not passed.
+	kernelTick = 4 * time.Millisecond
 )
 
 // hear takes what the kernel announces and hands it to the outlet. The channel
@@ -74,7 +78,7 @@ func (d *Daemon) hear(ctx context.Context, l *link) error {
 		if d.debugs(ctx) {
 			d.Log.Debug("the kernel announced", "sessions", r.Read, "bytes", len(m.Entries))
 		}
-		d.out.announce(heard, time.Now())
+		d.out.announce(heard, int64(r.Read+r.BadTotal()) < l.full.Load(), time.Now())
 	}
 }
 
@@ -89,7 +93,7 @@ func (d *Daemon) drain(ctx context.Context, l *link) error {
 			return ctx.Err()
 		}
 		for left := lateACKs; left > 0; left-- {
-			tick.Reset(l.flushDeadline())
+			tick.Reset(l.flushDeadline() + kernelTick)
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
@@ -141,7 +145,7 @@ func newOutlet(d *Daemon) *outlet {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		o.wakes = time.Time{}
-		o.pump(time.Now())
+		o.pump(time.Now(), false)
 	})
 	o.timer.Stop()
 	return o
@@ -207,7 +211,7 @@ func (o *outlet) resize(maxPayload int) {
 	}
 	o.resizeLocked(maxPayload)
 	o.heldTill = time.Time{}
-	o.pump(time.Now())
+	o.pump(time.Now(), false)
 }
 
 // resizeLocked leaves room for one entry at the least: a path that cannot even
@@ -217,8 +221,9 @@ func (o *outlet) resizeLocked(maxPayload int) {
 }
 
 // announce sends what peers must know of it, at the latest when it has waited for
-// the deadline.
-func (o *outlet) announce(sessions []session.Session, now time.Time) {
+// the deadline, and at once with the last: when the kernel has no more to say for
+// now, there is nothing to wait for.
+func (o *outlet) announce(sessions []session.Session, last bool, now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	dropped := o.table.Counts().DroppedNews
@@ -226,12 +231,12 @@ func (o *outlet) announce(sessions []session.Session, now time.Time) {
 	if o.failed == 0 && o.table.Counts().DroppedNews > dropped { // else sendWorks has them swept
 		o.d.repairs.owe("more was announced at once than --batch.capacity lets wait")
 	}
-	o.pump(now)
+	o.pump(now, last)
 }
 
-// pump sends what fills datagrams or has waited long enough, and sets the timer
-// for the rest.
-func (o *outlet) pump(now time.Time) {
+// pump sends what fills datagrams or has waited long enough, or all, and sets the
+// timer for the rest.
+func (o *outlet) pump(now time.Time, all bool) {
 	if o.table == nil {
 		return
 	}
@@ -248,7 +253,7 @@ func (o *outlet) pump(now time.Time) {
 			o.timer.Reset(0)
 			return
 		}
-		if o.table.Pending() < full && now.Sub(since) < deadline {
+		if !all && o.table.Pending() < full && now.Sub(since) < deadline {
 			break
 		}
 		o.sendNext(now)
