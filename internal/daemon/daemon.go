@@ -102,7 +102,7 @@ type Daemon struct {
 	repairs     repairs
 	sweeps      chan struct{} // holds a token for each advertisement that runs or waits
 	advertising chan struct{} // holds one while an advertisement runs
-	reading     chan struct{} // holds one while the kernel's table is read
+	sweeping    chan struct{} // holds one while a sweep runs that is not slow
 
 	flapInterval time.Duration // the pause when a link has ended at once
 
@@ -184,7 +184,7 @@ func newDaemon(cfg *config.Config, o Options) *Daemon {
 		Options: o, fixed: cfg, limit: logging.NewLimiter(o.Log), started: time.Now(),
 		pathChanged: make(chan struct{}, 1),
 		repairs:     newRepairs(),
-		sweeps:      make(chan struct{}, maxSweeps), advertising: make(chan struct{}, 1), reading: make(chan struct{}, 1),
+		sweeps:      make(chan struct{}, maxSweeps), advertising: make(chan struct{}, 1), sweeping: make(chan struct{}, 1),
 		flapInterval: retryInterval,
 	}
 	d.live.Store(cfg)

@@ -6,7 +6,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"joold/internal/config"
 	"joold/internal/nlchan"
 	"joold/internal/session"
 )
@@ -98,24 +97,6 @@ func TestADisabledInstanceIsNotACKed(t *testing.T) {
 		time.Sleep(time.Minute)
 		if got := acks(); len(got) != lateACKs {
 			t.Errorf("turned on, %d ACKs follow a message", len(got))
-		}
-	})
-}
-
-func TestTheLastOfWhatTheKernelHasToSayIsSentAtOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		k := newHookedKernel(session.Enc4113)
-		k.globals.Set(nlchan.SSMaxSessionsPerPacket, 20)
-		b := startHooked(t, k, func(c *config.Config) { c.BatchDeadline = time.Second })
-		k.announced <- encode(session.Enc4113, wkp, distinct(20)...) // full: there may be more
-		time.Sleep(time.Millisecond)
-		if all, _ := b.g.sent(wkp); len(all) != 0 {
-			t.Errorf("%d sessions were sent before the deadline", len(all))
-		}
-		k.announce(udp(1, 300_000))
-		time.Sleep(time.Millisecond)
-		if all, _ := b.g.sent(wkp); len(all) != 21 {
-			t.Errorf("%d sessions were sent, want all", len(all))
 		}
 	})
 }

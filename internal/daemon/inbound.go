@@ -223,11 +223,6 @@ func (d *Daemon) inject(ctx context.Context, l *link) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if l.since(&l.seen) > trustInterval { // it may have been made anew meanwhile
-			if _, err := l.same(ctx); isOver(err) {
-				return err
-			}
-		}
 		l.stir()
 		taken = l.inbox.Take(taken[:0], time.Now())
 		for chunk := range slices.Chunk(taken, perAdd) {
@@ -239,6 +234,11 @@ func (d *Daemon) inject(ctx context.Context, l *link) error {
 				continue
 			}
 			d.work.injecting.begin()
+			if l.since(&l.seen) > trustInterval { // it may have been made anew meanwhile
+				if _, err := l.same(ctx); isOver(err) {
+					return err
+				}
+			}
 			if chunk = d.out.current(chunk, time.Now()); len(chunk) == 0 {
 				continue
 			}

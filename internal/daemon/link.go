@@ -69,7 +69,6 @@ type link struct {
 	sync    atomic.Bool                    // ss-enabled
 	doubt   atomic.Bool                    // a mask was refused: pool4 may have changed
 	flush   atomic.Int64                   // ss-flush-deadline in ns
-	full    atomic.Int64                   // sessions in a message that leaves more in the module's queue; 0 if that cannot be told
 	heard   chan struct{}                  // holds a token when it has announced something
 	stirred chan struct{}                  // holds a token when the instance should be looked at now
 	spoke   atomic.Int64                   // when it last announced anything, in ns after began
@@ -222,8 +221,6 @@ func (l *link) apply() {
 	l.sync.Store(l.globals.SyncEnabled)
 	ms, _ := l.globals.Get(nlchan.SSFlushDeadline)
 	l.flush.Store(int64(ms) * int64(time.Millisecond))
-	full, _ := l.globals.Get(nlchan.SSMaxSessionsPerPacket)
-	l.full.Store(int64(full))
 }
 
 // errChanged ends a link whose instance is no longer the one it was made for.

@@ -78,7 +78,7 @@ func (d *Daemon) hear(ctx context.Context, l *link) error {
 		if d.debugs(ctx) {
 			d.Log.Debug("the kernel announced", "sessions", r.Read, "bytes", len(m.Entries))
 		}
-		d.out.announce(heard, int64(r.Read+r.BadTotal()) < l.full.Load(), time.Now())
+		d.out.announce(heard, time.Now())
 	}
 }
 
@@ -145,7 +145,7 @@ func newOutlet(d *Daemon) *outlet {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		o.wakes = time.Time{}
-		o.pump(time.Now(), false)
+		o.pump(time.Now())
 	})
 	o.timer.Stop()
 	return o
@@ -211,7 +211,7 @@ func (o *outlet) resize(maxPayload int) {
 	}
 	o.resizeLocked(maxPayload)
 	o.heldTill = time.Time{}
-	o.pump(time.Now(), false)
+	o.pump(time.Now())
 }
 
 // resizeLocked leaves room for one entry at the least: a path that cannot even
@@ -221,9 +221,8 @@ func (o *outlet) resizeLocked(maxPayload int) {
 }
 
 // announce sends what peers must know of it, at the latest when it has waited for
-// the deadline, and at once with the last: when the kernel has no more to say for
-// now, there is nothing to wait for.
-func (o *outlet) announce(sessions []session.Session, last bool, now time.Time) {
+// the deadline.
+func (o *outlet) announce(sessions []session.Session, now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	dropped := o.table.Counts().DroppedNews
@@ -231,12 +230,12 @@ func (o *outlet) announce(sessions []session.Session, last bool, now time.Time) 
 	if o.failed == 0 && o.table.Counts().DroppedNews > dropped { // else sendWorks has them swept
 		o.d.repairs.owe("more was announced at once than --batch.capacity lets wait")
 	}
-	o.pump(now, last)
+	o.pump(now)
 }
 
-// pump sends what fills datagrams or has waited long enough, or all, and sets the
-// timer for the rest.
-func (o *outlet) pump(now time.Time, all bool) {
+// pump sends what fills datagrams or has waited long enough, and sets the timer
+// for the rest.
+func (o *outlet) pump(now time.Time) {
 	if o.table == nil {
 		return
 	}
@@ -253,7 +252,7 @@ func (o *outlet) pump(now time.Time, all bool) {
 			o.timer.Reset(0)
 			return
 		}
-		if !all && o.table.Pending() < full && now.Sub(since) < deadline {
+		if o.table.Pending() < full && now.Sub(since) < deadline {
 			break
 		}
 		o.sendNext(now)

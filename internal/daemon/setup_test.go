@@ -195,7 +195,6 @@ func reloads(t *testing.T, k *hookedKernel) (b *bench, rewrite func(*config.Conf
 func TestAReloadAppliesWhatCanBeAndNamesWhatCannot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := fresh(newHookedKernel(0), 15)
-		k.globals.Set(nlchan.SSMaxSessionsPerPacket, 0) // its messages do not tell which is the last
 		b, rewrite := reloads(t, k)
 		said := len(b.logs.String())
 		rewrite(configOf(t, "--mod.flush-deadline", "50ms", "--mod.capacity", "20000", "--mod.enable", "--batch.refresh", "30s",

@@ -76,15 +76,15 @@ func (d *Daemon) advertise(ctx context.Context, rate int, tell func(control.Prog
 
 // sweep reads l's table and sends, oldest updates first, all of it or what peers
 // may lack. What the kernel announces meanwhile is left out, since it has gone
-// out fresher. The kernel's table is read for one sweep at a time.
+// out fresher. One sweep runs at a time; only a slow one lets others overtake it.
 func (d *Daemon) sweep(ctx context.Context, l *link, all bool, rate int, tell func(control.Progress) error) (p control.Progress, err error) {
 	select {
-	case d.reading <- struct{}{}:
+	case d.sweeping <- struct{}{}:
 	case <-ctx.Done():
 		return p, ctx.Err()
 	}
-	read := sync.OnceFunc(func() { <-d.reading })
-	defer read()
+	done := sync.OnceFunc(func() { <-d.sweeping })
+	defer done()
 	start := time.Now()
 	told := start
 	report := func(now time.Time) error {
@@ -112,7 +112,9 @@ func (d *Daemon) sweep(ctx context.Context, l *link, all bool, rate int, tell fu
 	if unreadable == 0 {
 		d.out.reading(false)
 	}
-	read()
+	if rate <= DefaultRate/10 { // else both together might be too much for a peer's socket
+		done()
+	}
 	session.SortOldestFirst(table)
 	p.Total, p.Unreadable = len(table), unreadable
 
