@@ -128,6 +128,8 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 	}
 	if refused[session.RefusedPool4] > 0 {
 		l.doubt.Store(true)
+	}
+	if bad > 0 { // the instance may have been made anew
 		l.stir()
 	}
 	l.give(d.accept(l, from, kept, now), now)
