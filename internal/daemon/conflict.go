@@ -97,7 +97,7 @@ func (d *Daemon) resolve(ctx context.Context, l *link, c conflict) error {
 		if err != nil && !errors.Is(err, nlchan.ErrNoBIB) {
 			return err
 		}
-		d.out.removed(bib)
+		d.out.with(func(t *batch.Table) { t.RemoveBIB(bib) })
 		d.count.resolved.Add(1)
 		if d.debugs(ctx) {
 			d.Log.Debug("a BIB entry made way for a peer's session", "bib", src6, "mask", src4, "session", s.Src6Addr(), "session_mask", s.Src4Addr())
@@ -106,20 +106,8 @@ func (d *Daemon) resolve(ctx context.Context, l *link, c conflict) error {
 }
 
 // judge asks the table about one session.
-func (o *outlet) judge(from uint32, s *session.Session, now time.Time) (batch.Verdict, batch.BIB) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.table == nil {
-		return batch.Stale, batch.BIB{}
-	}
-	return o.table.Accept(from, s, now)
-}
-
-// removed forgets a BIB entry.
-func (o *outlet) removed(b batch.BIB) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.table != nil {
-		o.table.RemoveBIB(b)
-	}
+func (o *outlet) judge(from uint32, s *session.Session, now time.Time) (verdict batch.Verdict, bib batch.BIB) {
+	verdict = batch.Stale // of an instance that is gone
+	o.with(func(t *batch.Table) { verdict, bib = t.Accept(from, s, now) })
+	return verdict, bib
 }

@@ -102,19 +102,7 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 
 	var refused [session.Refusals]int
 	policy := l.policy.Load()
-	kept := scratch[:0]
-	for i := range scratch {
-		s := scratch[i]
-		why, ok := policy.Check(&s)
-		if ok {
-			kept = append(kept, s)
-			continue
-		}
-		refused[why]++
-		if why == session.RefusedPool4 {
-			l.keep(scratch[i:i+1], now)
-		}
-	}
+	kept := l.check(policy, scratch, now, func(_ []session.Session, why session.Refusal) { refused[why]++ })
 	bad := r.Read - len(kept) + r.BadTotal()
 	if bad > 0 {
 		addReasons(d.count.rcvdBad[:], r.Bad[:])
@@ -177,6 +165,27 @@ func (d *Daemon) accept(l *link, from uint32, sessions []session.Session, now ti
 	return kept
 }
 
+// check keeps of sessions, in their place, those that policy accepts, and tells
+// refused of each of the others. Those whose mask is refused are kept for when
+// pool4 has changed.
+func (l *link) check(policy *session.Policy, sessions []session.Session, now time.Time,
+	refused func(one []session.Session, why session.Refusal)) []session.Session {
+	kept := sessions[:0]
+	for i := range sessions {
+		s, one := sessions[i], sessions[i:i+1]
+		why, ok := policy.Check(&s)
+		if ok {
+			kept = append(kept, s)
+			continue
+		}
+		refused(one, why)
+		if why == session.RefusedPool4 {
+			l.keep(one, now)
+		}
+	}
+	return kept
+}
+
 // keep keeps refused sessions for when pool4 has changed. When there are too many
 // it begins anew, so that a stranger's do not stand in the way of others for as
 // long as they claim to live.
@@ -197,17 +206,7 @@ func (l *link) give(sessions []session.Session, now time.Time) {
 // readmit looks again at what was refused for its mask, after a change of the
 // policy.
 func (d *Daemon) readmit(l *link, now time.Time) {
-	again := l.refused.Take(nil, now)
-	policy := l.policy.Load()
-	kept := again[:0]
-	for i := range again {
-		s := again[i]
-		if why, ok := policy.Check(&s); ok {
-			kept = append(kept, s)
-		} else if why == session.RefusedPool4 {
-			l.refused.Put(again[i:i+1], now)
-		}
-	}
+	kept := l.check(l.policy.Load(), l.refused.Take(nil, now), now, func([]session.Session, session.Refusal) {})
 	if len(kept) > 0 {
 		d.Log.Info("sessions that were refused are accepted now", "sessions", len(kept))
 		l.give(d.accept(l, keptPeer, kept, now), now)
@@ -265,22 +264,10 @@ func (d *Daemon) inject(ctx context.Context, l *link) error {
 // checkAgain keeps of sessions that have waited those that are acceptable still:
 // pool4 and timeouts may have changed since they came.
 func (d *Daemon) checkAgain(l *link, waited []session.Session) []session.Session {
-	policy := l.policy.Load()
-	kept := waited[:0]
-	for i := range waited {
-		s := waited[i]
-		why, ok := policy.Check(&s)
-		if ok {
-			kept = append(kept, s)
-			continue
-		}
+	return l.check(l.policy.Load(), waited, time.Now(), func(one []session.Session, why session.Refusal) {
 		d.count.refused[why].Add(1)
-		d.out.refused(waited[i : i+1])
-		if why == session.RefusedPool4 {
-			l.keep(waited[i:i+1], time.Now())
-		}
-	}
-	return kept
+		d.out.refused(one)
+	})
 }
 
 // current leaves out what this kernel has announced itself while it waited.
@@ -292,11 +279,7 @@ func (o *outlet) current(sessions []session.Session, now time.Time) []session.Se
 
 // refused forgets that the kernel has these sessions: it has not taken them.
 func (o *outlet) refused(sessions []session.Session) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.table != nil {
-		o.table.Refused(sessions)
-	}
+	o.with(func(t *batch.Table) { t.Refused(sessions) })
 }
 
 // pause waits; false when ctx ends first.

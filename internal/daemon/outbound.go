@@ -34,8 +34,8 @@ const (
 	// lies otherwise until the module's own timer comes by, each 2 s.
 	lateACKs = 4
 
-	// tick is the kernel's, at its longest but for rare builds: an ACK that comes
-	// one earlier than the flush deadline finds it not passed.
+	// kernelTick is the kernel's, at its longest but for rare builds: an ACK that
+	// comes one earlier than the flush deadline finds it not passed.
 	kernelTick = 4 * time.Millisecond
 )
 
@@ -169,6 +169,15 @@ func (o *outlet) end(now time.Time) {
 	o.past.Sessions, o.past.Pending = 0, 0
 }
 
+// with calls f with the table, unless there is no instance.
+func (o *outlet) with(f func(*batch.Table)) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.table != nil {
+		f(o.table)
+	}
+}
+
 func (d *Daemon) tableConfig(l *link) batch.TableConfig {
 	cfg := d.live.Load()
 	return batch.TableConfig{
@@ -186,20 +195,12 @@ func (d *Daemon) maxPayload() int {
 
 // configure follows settings that have changed.
 func (o *outlet) configure(l *link) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.table != nil {
-		o.table.Configure(o.d.tableConfig(l))
-	}
+	o.with(func(t *batch.Table) { t.Configure(o.d.tableConfig(l)) })
 }
 
 // expire forgets what has died.
 func (o *outlet) expire(now time.Time) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.table != nil {
-		o.table.Expire(now)
-	}
+	o.with(func(t *batch.Table) { t.Expire(now) })
 }
 
 // resize fits the datagrams to come to the path, and tries at once what waits.
@@ -348,20 +349,12 @@ func (o *outlet) sweep(l *link, from []session.Session, base time.Time, all bool
 
 // doubt says that what was sent since then may not have arrived.
 func (o *outlet) doubt(since, now time.Time) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.table != nil {
-		o.table.Doubt(since, now)
-	}
+	o.with(func(t *batch.Table) { t.Doubt(since, now) })
 }
 
 // settle says that a sweep which began then has been sent.
 func (o *outlet) settle(begun time.Time) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.table != nil {
-		o.table.Settle(begun)
-	}
+	o.with(func(t *batch.Table) { t.Settle(begun) })
 }
 
 // lacking keeps of sessions, part of the kernel's table, those that peers may
@@ -373,19 +366,6 @@ func (o *outlet) lacking(l *link, sessions []session.Session, all bool, now time
 		return nil
 	}
 	return slices.DeleteFunc(sessions, func(s session.Session) bool { return !o.table.Lacks(&s, now) && !all })
-}
-
-// reading says that all of the kernel's table is about to be read, or has been.
-func (o *outlet) reading(begins bool) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	switch {
-	case o.table == nil:
-	case begins:
-		o.table.BeginSweep()
-	default:
-		o.table.EndSweep()
-	}
 }
 
 // send sends sessions: in one datagram, or in pieces should the path have become

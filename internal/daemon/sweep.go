@@ -97,10 +97,12 @@ func (d *Daemon) sweep(ctx context.Context, l *link, all bool, rate int, tell fu
 	}
 
 	var table []session.Session
-	if stats, err := l.Stats(ctx); all && err == nil {
-		table = make([]session.Session, 0, min(stats.Sessions+stats.Sessions/16, 2*batch.MaxTable)) // instead of growing into it
+	if all { // room for the table at once, instead of growing into it
+		if stats, err := l.Stats(ctx); err == nil {
+			table = make([]session.Session, 0, min(stats.Sessions+stats.Sessions/16, 2*batch.MaxTable))
+		}
 	}
-	d.out.reading(true)
+	d.out.with((*batch.Table).BeginSweep)
 	keep := func(page []session.Session) []session.Session { return d.out.lacking(l, page, all, time.Now()) }
 	table, unreadable, err := readTable(ctx, l, table, start, keep, func(n int) error {
 		p.Read = n
@@ -110,7 +112,7 @@ func (d *Daemon) sweep(ctx context.Context, l *link, all bool, rate int, tell fu
 		return p, err
 	}
 	if unreadable == 0 {
-		d.out.reading(false)
+		d.out.with((*batch.Table).EndSweep)
 	}
 	if rate <= DefaultRate/10 { // else both together might be too much for a peer's socket
 		done()
