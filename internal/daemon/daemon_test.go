@@ -373,8 +373,13 @@ func startLevel(t *testing.T, k *modelKernel, change func(*config.Config), level
 		}
 	}
 	b.run()
-	eventually(t, "the daemon is in service", func() bool { return b.link.Load() != nil && b.group() != nil })
+	eventually(t, "the daemon is in service", b.serves)
 	return b
+}
+
+// serves tells whether the daemon has all that it needs, and has said so.
+func (b *bench) serves() bool {
+	return b.condition.why(theInstance) == "" && b.condition.why(theGroup) == "" && b.link.Load() != nil && b.group() != nil
 }
 
 func testConfig() *config.Config {

@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"joold/internal/config"
 	"joold/internal/nlchan"
 	"joold/internal/session"
 )
@@ -99,4 +100,36 @@ func TestADisabledInstanceIsNotACKed(t *testing.T) {
 			t.Errorf("turned on, %d ACKs follow a message", len(got))
 		}
 	})
+}
+
+func TestNothingWaitsForCompanyThatWouldComeTooLate(t *testing.T) {
+	for _, c := range []struct {
+		flush  uint32 // ms
+		waits  time.Duration
+		atOnce bool
+	}{
+		{20, 20 * time.Millisecond, true},
+		{20, 21 * time.Millisecond, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			k := newHookedKernel(session.Enc4113)
+			k.globals.Set(nlchan.SSMaxSessionsPerPacket, 20)
+			k.globals.Set(nlchan.SSFlushDeadline, c.flush)
+			b := startHooked(t, k, func(o *config.Config) { o.BatchDeadline = c.waits })
+			k.announced <- encode(session.Enc4113, wkp, distinct(20)...) // full: there may be more
+			time.Sleep(time.Millisecond)
+			if all, _ := b.g.sent(wkp); len(all) != 0 {
+				t.Errorf("%d sessions were sent before the deadline", len(all))
+			}
+			k.announce(udp(1, 300_000))
+			time.Sleep(time.Millisecond)
+			want := 0
+			if c.atOnce {
+				want = 21
+			}
+			if all, _ := b.g.sent(wkp); len(all) != want {
+				t.Errorf("with a flush deadline of %d ms and %v to wait for company, %d sessions were sent at once, want %d", c.flush, c.waits, len(all), want)
+			}
+		})
+	}
 }

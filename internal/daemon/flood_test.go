@@ -228,7 +228,7 @@ func TestAFloodOfHostileDatagramsLeavesRealTrafficSynchronised(t *testing.T) {
 		return group, err
 	}
 	b.run()
-	eventually(t, "the daemon is in service", func() bool { return b.link.Load() != nil && b.group() != nil })
+	eventually(t, "the daemon is in service", b.serves)
 	gate.learned()
 
 	var peer network

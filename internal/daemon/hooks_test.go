@@ -190,7 +190,7 @@ func startHooked(t *testing.T, k *hookedKernel, change func(*config.Config)) *be
 	b.k = k.modelKernel
 	b.dial = func() (kernel, error) { return k, nil }
 	b.run()
-	eventually(t, "the daemon is in service", func() bool { return b.link.Load() != nil && b.group() != nil })
+	eventually(t, "the daemon is in service", b.serves)
 	return b
 }
 

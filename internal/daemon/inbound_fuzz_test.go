@@ -474,7 +474,7 @@ func (y *story) step() {
 	case 10: // what this kernel announces is its own
 		var own []session.Session
 		own, _ = session.Decode(own, y.sessions(), y.l.pool6)
-		y.out.announce(own, now)
+		y.out.announce(own, false, now)
 	case 11:
 		time.Sleep(time.Duration(y.uint16()) * time.Millisecond)
 	case 12:

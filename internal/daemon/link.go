@@ -69,6 +69,7 @@ type link struct {
 	sync    atomic.Bool                    // ss-enabled
 	doubt   atomic.Bool                    // a mask was refused: pool4 may have changed
 	flush   atomic.Int64                   // ss-flush-deadline in ns
+	full    atomic.Int64                   // sessions in the longest message; 0 where that is no fixed number
 	heard   chan struct{}                  // holds a token when it has announced something
 	stirred chan struct{}                  // holds a token when the instance should be looked at now
 	spoke   atomic.Int64                   // when it last announced anything, in ns after began
@@ -150,6 +151,13 @@ func (l *link) same(ctx context.Context) (nlchan.Globals, error) {
 
 func (l *link) activate() { l.once.Do(func() { close(l.active) }) }
 
+// last tells whether a message with so many sessions is the last for longer than
+// some time: one that is not full was sent since the flush deadline had passed, and
+// has emptied the module's queue.
+func (l *link) last(sessions int, within time.Duration) bool {
+	return int64(sessions) < l.full.Load() && time.Duration(l.flush.Load()) >= within
+}
+
 // flushDeadline is the time between ACKs that drain the module's queue.
 func (l *link) flushDeadline() time.Duration {
 	return min(max(time.Duration(l.flush.Load()), 10*time.Millisecond), time.Second)
@@ -221,6 +229,8 @@ func (l *link) apply() {
 	l.sync.Store(l.globals.SyncEnabled)
 	ms, _ := l.globals.Get(nlchan.SSFlushDeadline)
 	l.flush.Store(int64(ms) * int64(time.Millisecond))
+	full, _ := l.globals.Get(nlchan.SSMaxSessionsPerPacket)
+	l.full.Store(int64(full))
 }
 
 // errChanged ends a link whose instance is no longer the one it was made for.

@@ -125,7 +125,7 @@ func startVast(t *testing.T, k *vast) *bench {
 		return sink{b.g}, nil
 	}
 	b.run()
-	eventually(t, "the daemon is in service", func() bool { return b.link.Load() != nil && b.group() != nil })
+	eventually(t, "the daemon is in service", b.serves)
 	return b
 }
 

@@ -78,7 +78,7 @@ func (d *Daemon) hear(ctx context.Context, l *link) error {
 		if d.debugs(ctx) {
 			d.Log.Debug("the kernel announced", "sessions", r.Read, "bytes", len(m.Entries))
 		}
-		d.out.announce(heard, time.Now())
+		d.out.announce(heard, l.last(r.Read+r.BadTotal(), d.live.Load().BatchDeadline), time.Now())
 	}
 }
 
@@ -145,7 +145,7 @@ func newOutlet(d *Daemon) *outlet {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		o.wakes = time.Time{}
-		o.pump(time.Now())
+		o.pump(time.Now(), false)
 	})
 	o.timer.Stop()
 	return o
@@ -212,7 +212,7 @@ func (o *outlet) resize(maxPayload int) {
 	}
 	o.resizeLocked(maxPayload)
 	o.heldTill = time.Time{}
-	o.pump(time.Now())
+	o.pump(time.Now(), false)
 }
 
 // resizeLocked leaves room for one entry at the least: a path that cannot even
@@ -222,8 +222,8 @@ func (o *outlet) resizeLocked(maxPayload int) {
 }
 
 // announce sends what peers must know of it, at the latest when it has waited for
-// the deadline.
-func (o *outlet) announce(sessions []session.Session, now time.Time) {
+// the deadline, and at once with the last: then there is nothing to wait for.
+func (o *outlet) announce(sessions []session.Session, last bool, now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	dropped := o.table.Counts().DroppedNews
@@ -231,12 +231,12 @@ func (o *outlet) announce(sessions []session.Session, now time.Time) {
 	if o.failed == 0 && o.table.Counts().DroppedNews > dropped { // else sendWorks has them swept
 		o.d.repairs.owe("more was announced at once than --batch.capacity lets wait")
 	}
-	o.pump(now)
+	o.pump(now, last)
 }
 
-// pump sends what fills datagrams or has waited long enough, and sets the timer
-// for the rest.
-func (o *outlet) pump(now time.Time) {
+// pump sends what fills datagrams or has waited long enough, or all, and sets the
+// timer for the rest.
+func (o *outlet) pump(now time.Time, all bool) {
 	if o.table == nil {
 		return
 	}
@@ -253,7 +253,7 @@ func (o *outlet) pump(now time.Time) {
 			o.timer.Reset(0)
 			return
 		}
-		if o.table.Pending() < full && now.Sub(since) < deadline {
+		if !all && o.table.Pending() < full && now.Sub(since) < deadline {
 			break
 		}
 		o.sendNext(now)
