@@ -26,6 +26,10 @@ const (
 	busyInterval = 5 * time.Second
 	idleInterval = 10 * time.Second
 
+	// stirDelay is how long after somebody spoke the instance is looked at: what was
+	// said goes first.
+	stirDelay = 50 * time.Millisecond
+
 	// trustInterval is for how long a look at the instance lets it be fed. Nothing
 	// tells that it was made anew, perhaps for another pool6.
 	trustInterval = 50 * time.Millisecond
@@ -362,6 +366,9 @@ func (d *Daemon) poll(ctx context.Context, l *link) error {
 		case <-timer.C:
 		case <-l.stirred:
 			interval = busyInterval
+			if !pause(ctx, stirDelay) {
+				return ctx.Err()
+			}
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -73,7 +73,7 @@ func (n *Node) Count() (count int) {
 	return count
 }
 
-// until asks each millisecond, and returns how long it took since start.
+// until asks each few milliseconds, since more would slow down what it waits for, and returns how long it took since start.
 func until(start time.Time, what string, is func() (bool, error)) (time.Duration, error) {
 	for {
 		ok, err := is()
@@ -84,7 +84,7 @@ func until(start time.Time, what string, is func() (bool, error)) (time.Duration
 		if took > limit {
 			return took, fmt.Errorf("not within %v: %s", limit, what)
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(2 * time.Millisecond)
 	}
 }
 
