@@ -63,7 +63,7 @@ complete -c joold -n '__joold_in ""' -l help -s h -d 'show this help'
 
 complete -c joold -n '__joold_in "advertise"' -l instance -s i -d 'Jool instance that is meant' -x -a '(__joold_instances)'
 complete -c joold -n '__joold_in "advertise"' -l socket -d 'control socket of the daemon (usually /run/joold/NAME.sock)' -r -F
-complete -c joold -n '__joold_in "advertise"' -l rate -d 'sessions to send a second (default 10000)' -x
+complete -c joold -n '__joold_in "advertise"' -l rate -d 'sessions to send a second (default 5000)' -x
 complete -c joold -n '__joold_in "advertise"' -l quiet -s q -d 'show no progress, only the result'
 complete -c joold -n '__joold_in "advertise"' -l help -s h -d 'show this help'
 

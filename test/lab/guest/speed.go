@@ -258,6 +258,21 @@ func (l *Lab) Lag(id uint16) (took time.Duration) {
 // pid is the process's, since nothing that it is started through forks. Only for nodes of this machine.
 func (p *Process) pid() string { return strconv.Itoa(p.running.(localProcess).cmd.Process.Pid) }
 
+// Wakings counts how often a process is woken within some time. Each waking has several of its threads switch, and more of them the slower the
+// machine is; so those within a twentieth of a second are one.
+func (p *Process) Wakings(within time.Duration) (n int) {
+	p.node.lab.t.Helper()
+	before := p.Sleeps()
+	for end := time.Now().Add(within); time.Now().Before(end); {
+		time.Sleep(50 * time.Millisecond)
+		if now := p.Sleeps(); now != before {
+			before = now
+			n++
+		}
+	}
+	return n
+}
+
 // Sleeps counts how often the threads of a process have gone to sleep, which is how often they were woken.
 func (p *Process) Sleeps() (n int) {
 	p.node.lab.t.Helper()
