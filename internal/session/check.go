@@ -1,10 +1,6 @@
 package session
 
-import (
-	"cmp"
-	"net/netip"
-	"slices"
-)
+import "net/netip"
 
 // Refusal is a reason for which an entry that could be read must not reach the
 // kernel.
@@ -41,53 +37,25 @@ type Range struct {
 type Policy struct {
 	pool6    Pool6
 	timeouts Timeouts
-	masks    [protos][]span
-	single   map[mask]struct{} // ranges of one: a static BIB may hold thousands
+	masks    [protos]masks
 	anyMask  bool
 }
 
-// mask is what one IPv6 transport address is known by.
-type mask struct {
-	proto Proto
-	addr  uint32
-	port  uint16
-}
-
-// span is a Range, cut for comparison: addresses lo to hi.
-type span struct {
-	lo, hi           uint32
-	minPort, maxPort uint16
-}
-
 // NewPolicy makes the policy of an instance with this pool6, these timeouts and
-// these masks. Without any mask the instance masquerades (Jool's empty pool4),
-// and every mask is accepted.
-func NewPolicy(p Pool6, t Timeouts, masks []Range) *Policy {
-	pol := &Policy{pool6: p, timeouts: t, anyMask: len(masks) == 0, single: make(map[mask]struct{})}
-	for _, m := range masks {
-		if m.Proto >= protos || !m.Prefix.Addr().Is4() {
-			continue
+// masks from these ranges. Without any range the instance masquerades (Jool's
+// empty pool4), and every mask is accepted.
+func NewPolicy(p Pool6, t Timeouts, ranges []Range) *Policy {
+	pol := &Policy{pool6: p, timeouts: t, anyMask: len(ranges) == 0}
+	var of [protos][]Range
+	for _, r := range ranges {
+		if r.Proto < protos {
+			of[r.Proto] = append(of[r.Proto], r)
 		}
-		lo := ip4(m.Prefix.Masked().Addr().As4())
-		if m.Prefix.IsSingleIP() && m.MinPort == m.MaxPort {
-			pol.single[mask{m.Proto, lo, m.MinPort}] = struct{}{}
-			continue
-		}
-		pol.masks[m.Proto] = append(pol.masks[m.Proto], span{
-			lo: lo, hi: lo | uint32(1<<(32-m.Prefix.Bits())-1),
-			minPort: m.MinPort, maxPort: m.MaxPort,
-		})
 	}
-	for i := range pol.masks {
-		slices.SortFunc(pol.masks[i], func(a, b span) int {
-			return cmp.Or(cmp.Compare(a.lo, b.lo), cmp.Compare(a.minPort, b.minPort))
-		})
+	for proto := range of {
+		pol.masks[proto] = newMasks(of[proto])
 	}
 	return pol
-}
-
-func ip4(a [4]byte) uint32 {
-	return uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3])
 }
 
 // Masquerades tells whether the policy accepts every mask.
@@ -108,7 +76,7 @@ func (p *Policy) Check(s *Session) (Refusal, bool) {
 		p.pool6.Contains(s.Src6) {
 		return RefusedSource, false
 	}
-	if !p.anyMask && !p.owns(s) {
+	if !p.anyMask && !p.masks[s.Proto].contain(s.Src4, s.Src4Port) {
 		return RefusedPool4, false
 	}
 	return 0, true
@@ -131,19 +99,4 @@ func goTogether(p Proto, s State, t Timer) bool {
 		return s == V4Init
 	}
 	return false
-}
-
-// owns tells whether the session's mask lies in one of the policy's ranges.
-func (p *Policy) owns(s *Session) bool {
-	a := ip4(s.Src4)
-	for _, m := range p.masks[s.Proto] {
-		if m.lo > a {
-			break // sorted: no later range begins before a
-		}
-		if a <= m.hi && m.minPort <= s.Src4Port && s.Src4Port <= m.maxPort {
-			return true
-		}
-	}
-	_, ok := p.single[mask{s.Proto, a, s.Src4Port}]
-	return ok
 }
