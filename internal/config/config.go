@@ -32,9 +32,9 @@ type Config struct {
 	TTL       int    // of what is sent, or its hop limit: 0 to 255
 	ReuseAddr bool   // false only where a C daemon's file says so
 
-	ReadBuffer int            // of the group's socket, in bytes: 4096 to 1,073,741,823
-	Sources    []netip.Prefix // who may send, masked, IPv4 as such; none for anybody
-	HopLimit   int            // the least that a datagram may arrive with, or TTL: 0 (not checked) to 255
+	ReadBuffer int     // of the group's socket, in bytes: 4096 to 1,073,741,823
+	Sources    Sources // who may send; none for anybody
+	HopLimit   int     // the least that a datagram may arrive with, or TTL: 0 (not checked) to 255
 
 	// What the daemon sets in the instance.
 	FlushDeadline time.Duration // ss-flush-deadline, in whole milliseconds: 1 ms to 1 min; 0 leaves it
@@ -261,46 +261,6 @@ func setInterface(dst *string, s string) error {
 
 func setTTL(c *Config, s string) error      { return setNumber(&c.TTL, s, 0, 255) }
 func setHopLimit(c *Config, s string) error { return setNumber(&c.HopLimit, s, 0, 255) }
-
-// anySource stands for no list of sources.
-const anySource = "any"
-
-// setSources takes one or more prefixes or addresses, with commas between them.
-func setSources(c *Config, s string) error {
-	c.Sources = nil
-	if s == anySource {
-		return nil
-	}
-	for one := range strings.SplitSeq(s, ",") {
-		p, ok := parseSource(one)
-		if !ok {
-			err := errors.New("want prefixes or addresses, as in 2001:db8:ff08::/96, or " + anySource)
-			if one != s {
-				err = fmt.Errorf("%q: %w", shorten(one), err)
-			}
-			return err
-		}
-		c.Sources = append(c.Sources, p)
-	}
-	return nil
-}
-
-// parseSource takes an address for the prefix that holds it alone. A sender's
-// address is compared without its zone, so there is none here.
-func parseSource(s string) (netip.Prefix, bool) {
-	p, err := netip.ParsePrefix(s)
-	if err != nil {
-		a, err := netip.ParseAddr(s)
-		if err != nil || a.Zone() != "" {
-			return netip.Prefix{}, false
-		}
-		p = netip.PrefixFrom(a, a.BitLen())
-	}
-	if p.Addr().Is4In6() {
-		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
-	}
-	return p.Masked(), p.IsValid()
-}
 
 // setReadBuffer's bounds are the kernel's: it doubles what it is asked for, in
 // a C int.

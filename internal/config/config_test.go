@@ -96,10 +96,10 @@ func TestFlagsAreSpeltAsInC(t *testing.T) {
 			c.Group, c.Table, c.Pending, c.Refresh = "ff08::1", 8_000_000, 1, time.Minute
 		}),
 		"ff08::1 --net.source 2001:db8:ff08::4/96 --net.source=192.0.2.1": with(func(c *Config) {
-			c.Group, c.Sources = "ff08::1", prefixes("2001:db8:ff08::/96", "192.0.2.1/32")
+			c.Group, c.Sources = "ff08::1", prefixes("192.0.2.1/32", "2001:db8:ff08::/96")
 		}),
 		"ff08::1 --net.source ::ffff:192.0.2.1/120,fe80::1,::ffff:192.0.2.1": with(func(c *Config) {
-			c.Group, c.Sources = "ff08::1", prefixes("192.0.2.0/24", "fe80::1/128", "192.0.2.1/32")
+			c.Group, c.Sources = "ff08::1", prefixes("192.0.2.0/24", "fe80::1/128")
 		}),
 		"ff08::1 --net.source any": group,
 	}
