@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -57,13 +58,18 @@ Example:
 func serve(ctx context.Context, e *env, cfg *config.Config, load func() (*config.Config, error)) error {
 	level := new(slog.LevelVar)
 	level.Set(cfg.LogLevel)
-	log := logging.New(e.stderr, level, cfg.LogJSON)
+	signal.Ignore(syscall.SIGPIPE) // whoever reads the log may die: the daemon goes on
+	log, queue := logging.New(e.stderr, level, cfg.LogJSON)
+	defer func() {
+		if queue.Close() != nil { // then the last word would wait for ever
+			e.stderr = io.Discard
+		}
+	}()
 	for _, w := range cfg.Warnings {
 		log.Warn(w)
 	}
-	signal.Ignore(syscall.SIGPIPE) // whoever reads the log may die: the daemon goes on
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
-	return daemon.Run(ctx, cfg, daemon.Options{Version: ownVersion(), Log: log, Level: level, Hangup: hangup, Load: load})
+	return daemon.Run(ctx, cfg, daemon.Options{Version: ownVersion(), Log: log, Queue: queue, Level: level, Hangup: hangup, Load: load})
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -8,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"joold/internal/control"
 )
@@ -24,42 +27,104 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// process is a daemon of its own that waits for an interface.
+type process struct {
+	*exec.Cmd
+	socket string
+	ended  chan error
+}
+
+// start starts a daemon whose log goes to stderr, which is closed here.
+func start(t *testing.T, stderr *os.File) *process {
+	t.Helper()
+	p := &process{exec.Command("/proc/self/exe"), filepath.Join(t.TempDir(), "joold.sock"), make(chan error, 1)}
+	p.Env = append(os.Environ(), asProgram+"=239.1.2.3 --net.dev.in nosuch0 --net.dev.out nosuch0 --control.socket "+p.socket)
+	p.Stderr = stderr
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stderr.Close()
+	go func() { p.ended <- p.Wait() }()
+	t.Cleanup(func() { p.Process.Kill() })
+	return p
+}
+
+// await asks the daemon for its status until that is as wanted.
+func (p *process) await(t *testing.T, what string, wanted func(*control.Status) bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for reached := false; !reached; time.Sleep(10 * time.Millisecond) {
+		select {
+		case err := <-p.ended:
+			t.Fatalf("it ended: %v", err)
+		case <-ctx.Done():
+			t.Fatalf("not within 30 s: status tells that %s", what)
+		default:
+		}
+		control.Call(ctx, p.socket, control.Request{Op: control.OpStatus}, func(r control.Reply) error {
+			reached = wanted(r.Status)
+			return nil
+		})
+	}
+}
+
+// terminate ends the daemon, which must go well.
+func (p *process) terminate(t *testing.T) {
+	t.Helper()
+	p.Process.Signal(syscall.SIGTERM)
+	select {
+	case err := <-p.ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("it has not ended in 30 s")
+	}
+}
+
 func TestTheDaemonGoesOnWhenNobodyReadsItsLogAnyMore(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.Close()
-	socket := filepath.Join(t.TempDir(), "joold.sock")
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), asProgram+"=239.1.2.3 --net.dev.in nosuch0 --net.dev.out nosuch0 --control.socket "+socket)
-	cmd.Stderr = w
-	if err := cmd.Start(); err != nil {
+	p := start(t, w)
+	p.await(t, "it waits for nosuch0 and could not write all of its log", func(s *control.Status) bool {
+		return strings.Contains(s.Network.WaitingFor, "nosuch0") && s.Log.Dropped > 0
+	})
+	p.terminate(t)
+}
+
+func TestTheDaemonGoesOnAndEndsWhileItsLogIsStuck(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
 		t.Fatal(err)
 	}
-	w.Close()
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	defer cmd.Process.Kill()
+	defer r.Close()
+	size, err := unix.FcntlInt(w.Fd(), unix.F_GETPIPE_SZ, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(make([]byte, size)); err != nil { // no room is left
+		t.Fatal(err)
+	}
+	p := start(t, w)
+	p.await(t, "it waits for nosuch0, as do its log lines for a reader", func(s *control.Status) bool {
+		return strings.Contains(s.Network.WaitingFor, "nosuch0") && s.Log.Waiting > 0
+	})
+	p.terminate(t)
+}
 
-	// It has told its log what it waits for before it tells anybody else.
-	waits := false
-	for limit := time.Now().Add(30 * time.Second); !waits && time.Now().Before(limit); time.Sleep(10 * time.Millisecond) {
-		select {
-		case err := <-ended:
-			t.Fatalf("it ended: %v", err)
-		default:
-		}
-		control.Call(t.Context(), socket, control.Request{Op: control.OpStatus}, func(r control.Reply) error {
-			waits = strings.Contains(r.Status.Network.WaitingFor, "nosuch0")
-			return nil
-		})
+func TestTheDaemonsLogIsWrittenBeforeItsLastWord(t *testing.T) {
+	path := daemonAt(t, nil) // so that another cannot start
+	file := filepath.Join(t.TempDir(), "net.json")
+	if err := os.WriteFile(file, []byte(`{"multicast address": "239.1.2.3", "multicast port": "6400", "color": "red"}`), 0o600); err != nil {
+		t.Fatal(err)
 	}
-	if !waits {
-		t.Fatal("not within 30 s: status tells that it waits for nosuch0")
-	}
-	cmd.Process.Signal(syscall.SIGTERM)
-	if err := <-ended; err != nil {
-		t.Error(err)
+	status, _, stderr := joold(t, "--control.socket", path, file)
+	warning, last, _ := strings.Cut(stderr, "\n")
+	if status != exitFailed || !strings.Contains(warning, `keys that are not read: "color"`) || !strings.HasPrefix(last, "joold: control socket") {
+		t.Errorf("status %d, %q", status, stderr)
 	}
 }

@@ -100,7 +100,7 @@ func writeStatus(w io.Writer, s *control.Status) error {
 		count("sessions that contradict the BIB", k.Conflicts),
 		counts("send errors", s.Net.SendErrors), count("read errors", s.Net.ReadErrors), count("socket drops", s.Net.SocketDrops),
 		counts("unreadable entries", s.Net.Unreadable), counts("refused entries", s.Net.Refused),
-		count("datagrams while out of service", s.Net.Unserved)), "none"))
+		count("datagrams while out of service", s.Net.Unserved), count("log lines lost", s.Log.Dropped)), "none"))
 	for n, p := range s.Peers {
 		name, order := "", ""
 		if n == 0 {

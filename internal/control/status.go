@@ -14,7 +14,14 @@ type Status struct {
 	Table    Table     `json:"table"`
 	Kernel   Kernel    `json:"kernel"`
 	Net      Net       `json:"net"`
+	Log      Log       `json:"log"`
 	Peers    []Peer    `json:"peers"`
+}
+
+// Log counts the lines of the daemon's log.
+type Log struct {
+	Waiting int    `json:"waiting"` // not written yet, since nobody reads
+	Dropped uint64 `json:"dropped"` // lost, since too many waited or writing failed
 }
 
 // Instance is the Jool instance that the daemon serves.

@@ -73,6 +73,7 @@ var (
 type Options struct {
 	Version string
 	Log     *slog.Logger
+	Queue   *logging.Queue // in which Log's lines wait; nil if there is none
 	Level   *slog.LevelVar // Log's, for a configuration that changes it
 
 	// Hangup asks for the configuration to be read again, which Load does.

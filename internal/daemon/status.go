@@ -58,6 +58,9 @@ func (d *Daemon) status(now time.Time) control.Status {
 		},
 		Peers: d.peers.snapshot(now),
 	}
+	if d.Queue != nil {
+		s.Log = control.Log(d.Queue.Counts())
+	}
 	if group := d.group(); group != nil {
 		local := group.Local()
 		s.Network = control.Network{

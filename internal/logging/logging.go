@@ -1,6 +1,6 @@
-// Package logging owns how log lines look and how often one may repeat itself.
-// It knows log/slog and whom standard error is connected to, and nothing of
-// what is logged.
+// Package logging owns how log lines look, how often one may repeat itself, and
+// where they wait for whoever reads them. It knows log/slog and whom standard
+// error is connected to, and nothing of what is logged.
 package logging
 
 import (
@@ -19,14 +19,20 @@ import (
 	"unicode"
 )
 
-// New makes a logger that writes to w what is of the given level or above: in
-// JSON, or as text that the journal takes apart if w leads there and that people
-// read if not.
-func New(w io.Writer, level slog.Leveler, json bool) *slog.Logger {
-	if json {
-		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+// New makes a logger of what is of the given level or above: in JSON, or as text
+// that the journal takes apart if w leads there and that people read if not. The
+// lines get to w through the queue, which the caller closes.
+func New(w io.Writer, level slog.Leveler, json bool) (*slog.Logger, *Queue) {
+	journal := toJournal(w, os.Getenv("JOURNAL_STREAM"))
+	format := func(w io.Writer, level slog.Leveler) *slog.Logger {
+		if json {
+			return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+		}
+		return slog.New(newHandler(w, level, journal))
 	}
-	return slog.New(newHandler(w, level, toJournal(w, os.Getenv("JOURNAL_STREAM"))))
+	// A loss is told whatever the level: of what is logged something is missing.
+	q := newQueue(w, func(w io.Writer) *slog.Logger { return format(w, slog.LevelWarn) })
+	return format(q, level), q
 }
 
 // toJournal tells whether w is the stream that systemd made for the journal and

@@ -95,7 +95,11 @@ func TestTheJournalIsRecognisedByItsInode(t *testing.T) {
 		if _, err := f.Seek(0, 0); err != nil {
 			t.Fatal(err)
 		}
-		New(f, slog.LevelInfo, false).Info("hello")
+		log, q := New(f, slog.LevelInfo, false)
+		log.Info("hello")
+		if err := q.Close(); err != nil {
+			t.Fatal(err)
+		}
 		line, err := os.ReadFile(f.Name())
 		if err != nil {
 			t.Fatal(err)
@@ -112,7 +116,11 @@ func TestJSONIsGivenOnRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	New(f, slog.LevelInfo, true).Info("hello", "n", 1)
+	log, q := New(f, slog.LevelInfo, true)
+	log.Info("hello", "n", 1)
+	if err := q.Close(); err != nil {
+		t.Fatal(err)
+	}
 	line, err := os.ReadFile(f.Name())
 	if err != nil {
 		t.Fatal(err)
