@@ -67,7 +67,8 @@ func (p *Progress) Rate() float64 {
 
 const (
 	maxRequest  = 4096             // bytes of a request line
-	maxClients  = 16               // at once; further ones wait in the socket's queue
+	maxOfUser   = 16               // connections at once; root may have any number
+	maxClients  = 128              // of all users but root together
 	requestTime = 2 * time.Second  // for a client to say what it wants
 	replyTime   = 10 * time.Second // for a client to read a line
 )
@@ -170,17 +171,21 @@ func (s *Server) Close() error {
 // returns becomes the last reply.
 type Handler func(ctx context.Context, r Request, reply func(Reply) error) error
 
-// Serve answers requests until ctx ends, and removes the socket.
+// Serve answers requests until ctx ends, and removes the socket. However many
+// connections a user holds, root is answered, and so are others.
 func (s *Server) Serve(ctx context.Context, h Handler) error {
 	defer s.lock.Close()
 	defer context.AfterFunc(ctx, func() { s.listener.Close() })()
 	defer s.listener.Close()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	slots := make(chan struct{}, maxClients)
+	clients := clients{of: make(map[uint32]int)}
 	for {
-		c, err := s.listener.Accept()
+		c, err := s.listener.AcceptUnix()
 		if ctx.Err() != nil {
+			if err == nil {
+				c.Close()
+			}
 			return nil
 		}
 		if err != nil {
@@ -191,17 +196,80 @@ func (s *Server) Serve(ctx context.Context, h Handler) error {
 			}
 			continue
 		}
-		select {
-		case slots <- struct{}{}:
-		case <-ctx.Done():
-			c.Close()
-			return nil
+		uid, err := userOf(c)
+		if err == nil {
+			err = clients.enter(uid)
+		}
+		if err != nil {
+			refuse(c, err)
+			continue
 		}
 		wg.Go(func() {
-			defer func() { <-slots }()
+			defer clients.leave(uid)
 			answer(ctx, c, h)
 		})
 	}
+}
+
+// userOf is the user that made a connection.
+func userOf(c *net.UnixConn) (uint32, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *syscall.Ucred
+	var failed error
+	if err := raw.Control(func(fd uintptr) {
+		cred, failed = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+	}); err != nil {
+		return 0, err
+	}
+	if failed != nil {
+		return 0, os.NewSyscallError("getsockopt SO_PEERCRED", failed)
+	}
+	return cred.Uid, nil
+}
+
+// clients are the connections of all users but root.
+type clients struct {
+	mu  sync.Mutex
+	all int
+	of  map[uint32]int // by user
+}
+
+// enter makes room for a connection of the user, or says why there is none.
+func (c *clients) enter(uid uint32) error {
+	if uid == 0 {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.of[uid] >= maxOfUser || c.all >= maxClients {
+		return fmt.Errorf("the daemon has %d connections, %d of them of user %d: end some first, or ask as root", c.all, c.of[uid], uid)
+	}
+	c.of[uid]++
+	c.all++
+	return nil
+}
+
+func (c *clients) leave(uid uint32) {
+	if uid == 0 {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.all--
+	if c.of[uid]--; c.of[uid] == 0 {
+		delete(c.of, uid)
+	}
+}
+
+// refuse tells a client why it is not heard. It does not wait: a new
+// connection's buffer has room.
+func refuse(c net.Conn, why error) {
+	defer c.Close()
+	c.SetWriteDeadline(time.Now().Add(time.Millisecond))
+	json.NewEncoder(c).Encode(Reply{Error: why.Error()})
 }
 
 // answer serves one client.
@@ -246,8 +314,7 @@ func answer(ctx context.Context, c net.Conn, h Handler) {
 // returns when the daemon has said its last. It fails with ErrNoDaemon when
 // there is none.
 func Call(ctx context.Context, path string, r Request, each func(Reply) error) error {
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", path)
+	c, err := dial(ctx, path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("%w at %s", ErrNoDaemon, path)
@@ -259,7 +326,8 @@ func Call(ctx context.Context, path string, r Request, each func(Reply) error) e
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
 
-	if err := json.NewEncoder(c).Encode(r); err != nil {
+	// A daemon that has hung up may have said why.
+	if err := json.NewEncoder(c).Encode(r); err != nil && !errors.Is(err, syscall.EPIPE) {
 		return fmt.Errorf("control socket %s: %w", path, err)
 	}
 	answered := false
@@ -281,6 +349,23 @@ func Call(ctx context.Context, path string, r Request, each func(Reply) error) e
 		answered = answered || reply.Status != nil || reply.Done != nil
 		if err := each(reply); err != nil {
 			return err
+		}
+	}
+}
+
+// dial waits where the socket's queue is full, as connect itself does only on a
+// socket that blocks.
+func dial(ctx context.Context, path string) (net.Conn, error) {
+	var d net.Dialer
+	for {
+		c, err := d.DialContext(ctx, "unix", path)
+		if !errors.Is(err, syscall.EAGAIN) {
+			return c, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(10 * time.Millisecond):
 		}
 	}
 }

@@ -211,12 +211,12 @@ func TestBadRequestsAreAnsweredOrCutOff(t *testing.T) {
 	}
 }
 
-func TestManyClientsAreServedInTurn(t *testing.T) {
+func TestManyClientsAreServedAtOnce(t *testing.T) {
 	path := serve(t, func(_ context.Context, _ Request, reply func(Reply) error) error {
 		return reply(Reply{Status: &Status{PID: 1}})
 	})
 	errs := make(chan error)
-	const n = 4 * maxClients
+	const n = maxOfUser
 	for range n {
 		go func() {
 			errs <- Call(t.Context(), path, Request{Op: OpStatus}, func(Reply) error { return nil })

@@ -89,7 +89,8 @@ const syslog = "/run/syslog"
 var segments = []struct{ name, vlan string }{{"v6", "10"}, {"v4", "20"}, {"sync", "30"}}
 
 // New builds the network on a clean slate: freshly loaded modules, nothing left of an earlier scenario. J owns the virtual addresses.
-// At the test's end it takes everything down, shows the processes' output if the test failed, and fails it if the kernel complained.
+// At the test's end it ends the processes, shows their output if the test failed, and fails it if the kernel complained. The next New, or
+// TestMain, takes the rest down.
 func New(t T, c Config) *Lab {
 	t.Helper()
 	l := &Lab{t: t, Config: c.complete()}
@@ -104,7 +105,9 @@ func New(t T, c Config) *Lab {
 	l.J, l.K = &Node{lab: l, Name: "J", machine: here}, &Node{lab: l, Name: "K", machine: there}
 	l.N6, l.N4 = &Node{lab: l, Name: "n6", machine: here}, &Node{lab: l, Name: "n4", machine: here}
 
-	l.clean()
+	for _, m := range l.machines() {
+		l.script(m, cleanSlate)
+	}
 	t.Cleanup(l.end)
 	l.build()
 	if !c.NoInstance {
@@ -168,25 +171,20 @@ func (l *Lab) script(m machine, script string) string {
 	return out
 }
 
-// clean removes what an earlier scenario left, also one that did not end well, and loads the modules anew.
-func (l *Lab) clean() {
-	l.t.Helper()
-	for _, m := range l.machines() {
-		l.script(m, `
-			for ns in $(ip netns list | cut -d' ' -f1); do
-				pids=$(ip netns pids $ns)
-				[ -z "$pids" ] || kill -9 $pids
-				ip netns exec $ns jool instance flush 2>/dev/null || true
-				[ ! -e /run/mnt-$ns ] || { umount /run/mnt-$ns; rm /run/mnt-$ns; }
-				ip netns del $ns
-			done
-			i=0
-			until modprobe -r jool; do i=$((i + 1)); [ $i -lt 100 ]; sleep 0.2; done
-			modprobe jool
-			sysctl -qw net.core.netdev_max_backlog=100000 # what all the cables of a guest share: a burst on one must lose nothing on another
-			dmesg -c >/dev/null`)
-	}
-}
+// cleanSlate removes what an earlier scenario left, also one that did not end well, and loads the modules anew.
+const cleanSlate = `
+	for ns in $(ip netns list | cut -d' ' -f1); do
+		pids=$(ip netns pids $ns)
+		[ -z "$pids" ] || kill -9 $pids
+		ip netns exec $ns jool instance flush 2>/dev/null || true
+		[ ! -e /run/mnt-$ns ] || { umount /run/mnt-$ns; rm /run/mnt-$ns; }
+		ip netns del $ns
+	done
+	i=0
+	until modprobe -r jool; do i=$((i + 1)); [ $i -lt 100 ]; sleep 0.2; done
+	modprobe jool
+	sysctl -qw net.core.netdev_max_backlog=100000 # what all the cables of a guest share: a burst on one must lose nothing on another
+	dmesg -c >/dev/null`
 
 func (l *Lab) end() {
 	l.t.Helper()
@@ -205,7 +203,6 @@ func (l *Lab) end() {
 			n.show()
 		}
 	}
-	l.clean()
 }
 
 func traces(log string) []string {
