@@ -47,3 +47,23 @@ func TestAnInstanceThatWasMadeAnewBetweenTwoLooksIsTakenForAnother(t *testing.T)
 		})
 	}
 }
+
+func TestWhatAnInstanceThatWentAwayWasNotGivenIsCountedAsDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newModelKernel(session.Enc4113)
+		b := start(t, k, nil)
+		time.Sleep(time.Millisecond)
+		k.set(func() { k.addErr = nlchan.ErrNoInstance })
+		const most = 3 * perAdd
+		for _, some := range [][]session.Session{distinct(most)[:perAdd], distinct(most)[perAdd : 2*perAdd], distinct(most)[2*perAdd:]} {
+			b.g.in <- encode(session.Enc4113, wkp, some...)
+		}
+		next := newModelKernel(session.Enc4113)
+		b.dials <- dialled{k: next}
+		time.Sleep(time.Second)
+		s := b.status(time.Now())
+		if s.Kernel.Dropped != most || len(k.taken()) > 0 || len(next.taken()) > 0 {
+			t.Errorf("%d of %d sessions were dropped; the instances were given %d and %d", s.Kernel.Dropped, most, len(k.taken()), len(next.taken()))
+		}
+	})
+}

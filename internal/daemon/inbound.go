@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -226,39 +227,51 @@ func (d *Daemon) inject(ctx context.Context, l *link) error {
 		}
 		l.stir()
 		taken = l.inbox.Take(taken[:0], time.Now())
+		var over error // what ended the link, and has the rest dropped
 		for chunk := range slices.Chunk(taken, perAdd) {
-			if ctx.Err() != nil {
+			if over = cmp.Or(over, ctx.Err()); over == nil {
+				over = d.add(ctx, l, chunk)
+			} else {
 				d.count.dropped.Add(uint64(len(chunk)))
-				continue
 			}
-			if chunk = d.checkAgain(l, chunk); len(chunk) == 0 {
-				continue
-			}
-			d.work.injecting.begin()
-			if l.since(&l.seen) > trustInterval { // it may have been made anew meanwhile
-				if _, err := l.same(ctx); isOver(err) {
-					return err
-				}
-			}
-			if chunk = d.out.current(chunk, time.Now()); len(chunk) == 0 {
-				continue
-			}
-			if err := l.Add(chunk, l.pool6); err != nil {
-				d.count.addErrors.Add(1)
-				d.out.refused(chunk)
-				d.limit.Warn("the module refused sessions", "sessions", len(chunk), "err", err)
-				if isOver(err) {
-					return err
-				}
-				continue
-			}
-			if d.debugs(ctx) {
-				d.Log.Debug("gave the kernel", "sessions", len(chunk))
-			}
-			d.count.addMessages.Add(1)
-			d.count.injected.Add(uint64(len(chunk)))
+		}
+		if over != nil {
+			return over
 		}
 	}
+}
+
+// add gives the kernel some of what waited, and fails if the link is over.
+func (d *Daemon) add(ctx context.Context, l *link, chunk []session.Session) error {
+	if chunk = d.checkAgain(l, chunk); len(chunk) == 0 {
+		return nil
+	}
+	d.work.injecting.begin()
+	if l.since(&l.seen) > trustInterval { // it may have been made anew meanwhile
+		if _, err := l.same(ctx); isOver(err) {
+			d.count.dropped.Add(uint64(len(chunk)))
+			return err
+		}
+	}
+	if chunk = d.out.current(chunk, time.Now()); len(chunk) == 0 {
+		return nil
+	}
+	if err := l.Add(chunk, l.pool6); err != nil {
+		d.count.addErrors.Add(1)
+		d.out.refused(chunk)
+		d.limit.Warn("the module refused sessions", "sessions", len(chunk), "err", err)
+		if isOver(err) {
+			d.count.dropped.Add(uint64(len(chunk)))
+			return err
+		}
+		return nil
+	}
+	if d.debugs(ctx) {
+		d.Log.Debug("gave the kernel", "sessions", len(chunk))
+	}
+	d.count.addMessages.Add(1)
+	d.count.injected.Add(uint64(len(chunk)))
+	return nil
 }
 
 // checkAgain keeps of sessions that have waited those that are acceptable still:
