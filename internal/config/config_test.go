@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -387,6 +389,49 @@ func TestAnOverlongFileIsRefused(t *testing.T) {
 	path = write(t, "joold.json", strings.Repeat(" ", maxFile-29)+`{"net.mcast.addr": "ff08::1"}`)
 	if _, err := Parse([]string{"--config", path}); err != nil {
 		t.Errorf("a file of just the limit: %v", err)
+	}
+}
+
+func TestWhatIsNoRegularFileIsNotRead(t *testing.T) {
+	dir := t.TempDir()
+	pipe, socket, link := filepath.Join(dir, "pipe"), filepath.Join(dir, "socket"), filepath.Join(dir, "link")
+	if err := errors.Join(syscall.Mkfifo(pipe, 0o600), os.Symlink(pipe, link)); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	settings := write(t, "mod.json", `{"multicast address": "ff08::1"}`)
+	for _, args := range [][]string{
+		{"--config", pipe}, {"--config", link}, {"--config", dir}, {"--config", "/dev/zero"}, {"--config", "/dev/null"},
+		{pipe}, {settings, pipe}, {dir}, {"/dev/zero"},
+	} {
+		parsed := make(chan error, 1)
+		go func() {
+			_, err := Parse(args)
+			parsed <- err
+		}()
+		select {
+		case err := <-parsed:
+			path := args[len(args)-1]
+			if err == nil || !strings.Contains(err.Error(), path+": not a regular file") {
+				t.Errorf("%q: %v", args, err)
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatalf("%q: it waits", args)
+		}
+	}
+	if _, err := Parse([]string{"--config", socket}); err == nil {
+		t.Error("a socket was read")
+	}
+	file := filepath.Join(dir, "joold.json")
+	if err := os.Symlink(write(t, "joold.json", `{"net.mcast.addr": "ff08::1"}`), file); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Parse([]string{"--config", file}); err != nil {
+		t.Errorf("a link to a regular file: %v", err)
 	}
 }
 
