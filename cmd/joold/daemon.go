@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"os"
 	"os/signal"
 	"slices"
 	"syscall"
@@ -68,8 +67,5 @@ func serve(ctx context.Context, e *env, cfg *config.Config, load func() (*config
 	for _, w := range cfg.Warnings {
 		log.Warn(w)
 	}
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
-	return daemon.Run(ctx, cfg, daemon.Options{Version: ownVersion(), Log: log, Queue: queue, Level: level, Hangup: hangup, Load: load})
+	return daemon.Run(ctx, cfg, daemon.Options{Version: ownVersion(), Log: log, Queue: queue, Level: level, Hangup: e.hangup, Load: load})
 }

@@ -35,10 +35,11 @@ type process struct {
 }
 
 // start starts a daemon whose log goes to stderr, which is closed here.
-func start(t *testing.T, stderr *os.File) *process {
+func start(t *testing.T, stderr *os.File, args ...string) *process {
 	t.Helper()
 	p := &process{exec.Command("/proc/self/exe"), filepath.Join(t.TempDir(), "joold.sock"), make(chan error, 1)}
-	p.Env = append(os.Environ(), asProgram+"=239.1.2.3 --net.dev.in nosuch0 --net.dev.out nosuch0 --control.socket "+p.socket)
+	p.Env = append(os.Environ(), asProgram+"=239.1.2.3 --net.dev.in nosuch0 --net.dev.out nosuch0 --control.socket "+
+		strings.Join(append([]string{p.socket}, args...), " "))
 	p.Stderr = stderr
 	if err := p.Start(); err != nil {
 		t.Fatal(err)

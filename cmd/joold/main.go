@@ -25,6 +25,7 @@ type env struct {
 	args           []string // what the flags left of the command line
 	stdin          io.Reader
 	stdout, stderr io.Writer
+	hangup         chan os.Signal // SIGHUP
 }
 
 // command is a subcommand, or the daemon, whose name is empty.
@@ -56,9 +57,11 @@ func (c *command) flags() (*pflag.FlagSet, func(context.Context, *env) error) {
 }
 
 func main() {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP) // before all else: uncaught, it ends the process
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	os.Exit(run(ctx, &env{os.Args[1:], os.Stdin, os.Stdout, os.Stderr}))
+	os.Exit(run(ctx, &env{os.Args[1:], os.Stdin, os.Stdout, os.Stderr, hangup}))
 }
 
 // run does what the command line says and returns the exit status.
@@ -76,6 +79,9 @@ func run(ctx context.Context, e *env) int {
 
 func dispatch(ctx context.Context, e *env) error {
 	cmd, args := split(e.args)
+	if cmd.name != "" {
+		signal.Stop(e.hangup) // a command ends with its terminal
+	}
 	fs, run := cmd.flags()
 	if err := config.ParseFlags(fs, args); err != nil {
 		return usageError{err}
