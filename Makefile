@@ -9,8 +9,9 @@
 # make fuzz-long       the same for a night: ten minutes each, or FUZZTIME
 # make demo            the failover of Jool's tutorial, shown to a person
 # make lab             a shell in the guest's network, with Jool LAB_VERSION
-# make bench           the benchmarks
-# make clean           removes ./joold; what the lab built stays in its cache
+# make bench           the benchmarks, as root and beside the run that was recorded last; BENCH=REGEXP for some of them
+# make bench-record    records that run, for docs/BENCHMARKS.md and to be compared with
+# make clean           removes ./joold and bench.out; what the lab built stays in its cache
 
 PREFIX = /usr/local
 BINDIR = $(PREFIX)/bin
@@ -24,13 +25,16 @@ FISHDIR = $(DATADIR)/fish/vendor_completions.d
 
 VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 FUZZTIME = 5s
+BENCH = .
+# Some of them are not a run to be recorded.
+BENCHOUT = $(if $(filter .,$(BENCH)),bench.out,bench-some.out)
 LAB_VERSION = 4.1.15
 
 GO = scripts/go
 # The version comes from VERSION alone: go's own stamp fails in a work tree that another user owns.
 export GOFLAGS += -buildvcs=false
 
-.PHONY: all build install uninstall test test-short lint unit test-install fuzz fuzz-long lab test-lab lab-faults demo bench clean help
+.PHONY: all build install uninstall test test-short lint unit test-install fuzz fuzz-long lab test-lab lab-faults demo bench bench-record clean help
 
 all: build
 
@@ -107,11 +111,20 @@ lab:
 demo:
 	$(GO) run -tags lab ./test/lab/demo -jool $(LAB_VERSION)
 
+# One package at a time, and each benchmark as often as benchstat wants for its medians. All of them take
+# a quarter of an hour.
 bench:
-	$(GO) test -run '^$$' -bench . -benchmem ./...
+	@scripts/apt-needs iproute2
+	$(GO) test -p 1 -run '^$$' -bench '$(BENCH)' -benchtime 0.3s -count 8 -timeout 2h ./internal/... >bench.new || { cat bench.new; exit 1; }
+	@grep -v 'no test files' bench.new >$(BENCHOUT); rm bench.new
+	$(GO) tool -modfile=tools/go.mod benchstat recorded=docs/bench/native.txt now=$(BENCHOUT)
+
+bench-record:
+	@[ -s bench.out ] || { echo "there is no run to record: make bench first"; exit 1; }
+	cp bench.out docs/bench/native.txt
 
 clean:
-	rm -f joold
+	rm -f joold bench.new bench.out bench-some.out
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile

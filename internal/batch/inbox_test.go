@@ -107,7 +107,7 @@ func BenchmarkInbox(b *testing.B) {
 				i.Put(ss, start)
 				taken = i.Take(taken[:0], start)
 			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/session")
+			perSession(b, float64(n))
 		})
 	}
 }

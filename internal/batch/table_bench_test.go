@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"runtime"
 	"testing"
 	"time"
@@ -31,8 +32,6 @@ func populace(n int) []session.Session {
 	}
 	return ss
 }
-
-const message = 36 // sessions that the kernel announces at once
 
 // fill makes a table that knows ss, and whose peers do.
 func fill(tb testing.TB, c TableConfig, ss []session.Session, now time.Time) *Table {
@@ -82,10 +81,45 @@ func TestAMillionSessionsTakeUpTo128BytesEach(t *testing.T) {
 	runtime.KeepAlive(ss)
 }
 
+// message is how many sessions the kernel announces at once, and how many fill a
+// datagram.
+const message = 36
+
 var sizes = []int{1000, 100_000, 1_000_000}
 
-// BenchmarkObserve is of announcements that tell nothing new: hot ones of the
-// same thousand sessions, cold ones of all, in no order.
+var pool6 = func() session.Pool6 {
+	p, err := session.NewPool6(netip.MustParsePrefix("64:ff9b::/96"))
+	if err != nil {
+		panic(err)
+	}
+	return p
+}()
+
+// messages are ss in the encoding of 4.1.13, a message each, and the last, which
+// would be shorter, left out.
+func messages(ss []session.Session) (all [][]byte) {
+	for ; len(ss) >= message; ss = ss[message:] {
+		b := make([]byte, 0, message*session.Enc4113.EntrySize())
+		for i := range ss[:message] {
+			b = session.Enc4113.Append(b, &ss[i], pool6)
+		}
+		all = append(all, b)
+	}
+	return all
+}
+
+func shuffle(ss []session.Session) []session.Session {
+	rand.Shuffle(len(ss), func(i, j int) { ss[i], ss[j] = ss[j], ss[i] })
+	return ss
+}
+
+// perSession reports what an operation on so many sessions costs for one.
+func perSession(b *testing.B, sessions float64) {
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/sessions, "ns/session")
+}
+
+// BenchmarkObserve is of messages that tell nothing new, read, looked up and
+// judged: hot ones of the same thousand sessions, cold ones of all, in no order.
 func BenchmarkObserve(b *testing.B) {
 	for _, n := range sizes {
 		for _, hot := range []bool{true, false} {
@@ -95,26 +129,69 @@ func BenchmarkObserve(b *testing.B) {
 			}
 			b.Run(name, func(b *testing.B) {
 				ss := populace(n)
-				now := start
 				var tab *Table
-				per := heapPer(n, func() any { tab = fill(b, tableConfig, ss, now); return tab })
-				rand.Shuffle(n, func(i, j int) { ss[i], ss[j] = ss[j], ss[i] })
+				per := heapPer(n, func() any { tab = fill(b, tableConfig, ss, start); return tab })
+				shuffle(ss)
 				if hot {
 					ss = ss[:1000]
 				}
+				heard := messages(ss)
+				var read []session.Session
 				at := 0
 				b.ReportAllocs()
 				for b.Loop() {
-					if at+message > len(ss) {
+					read, _ = session.Decode(read[:0], heard[at], pool6)
+					tab.Observe(read, start)
+					if at++; at == len(heard) {
 						at = 0
 					}
-					tab.Observe(ss[at:at+message], now)
-					at += message
 				}
-				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/message, "ns/session")
+				perSession(b, message)
 				b.ReportMetric(per, "B/session")
 			})
 		}
+	}
+}
+
+// BenchmarkMemory is what a look at one line of the processor's cache costs, the
+// lines being as many as there are sessions in a table, and looked at in no order:
+// one after the other, and as many at once as the processor can wait for. It is
+// the floor under BenchmarkObserve, which takes two looks for a session: at its
+// index and at its record.
+func BenchmarkMemory(b *testing.B) {
+	for _, n := range sizes {
+		type line struct {
+			next uint32
+			_    [60]byte
+		}
+		lines := make([]line, n)
+		order := rand.Perm(n)
+		for i, at := range order {
+			lines[at].next = uint32(order[(i+1)%n])
+		}
+		b.Run(fmt.Sprintf("%d/each", n), func(b *testing.B) {
+			at := uint32(0)
+			for b.Loop() {
+				for range message {
+					at = lines[at].next
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/message, "ns/look")
+		})
+		b.Run(fmt.Sprintf("%d/together", n), func(b *testing.B) {
+			at, sum := 0, uint32(0)
+			for b.Loop() {
+				if at+message > n {
+					at = 0
+				}
+				for _, i := range order[at : at+message] {
+					sum += lines[i].next
+				}
+				at += message
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/message, "ns/look")
+			runtime.KeepAlive(sum)
+		})
 	}
 }
 
@@ -146,60 +223,107 @@ func BenchmarkObserveNew(b *testing.B) {
 			buf = tab.Take(buf[:0], message, start)
 		}
 	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(ss)), "ns/session")
+	perSession(b, float64(len(ss)))
 	b.ReportMetric(float64(worst.Microseconds()), "worst-µs/message")
 }
 
-// BenchmarkTake is of refreshes, made due and taken a datagram at a time.
-func BenchmarkTake(b *testing.B) {
+// BenchmarkPack is of refreshes that are due, made into datagrams.
+func BenchmarkPack(b *testing.B) {
 	for _, n := range sizes {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			ss := populace(n)
 			tab := fill(b, tableConfig, ss, start)
-			var buf []session.Session
+			shuffle(ss)
+			var taken []session.Session
+			var datagram []byte
 			now, at := start, 0
 			b.ReportAllocs()
 			for b.Loop() {
-				if at+message > n {
-					at = 0
+				if tab.Pending() < message {
+					b.StopTimer()
+					if at == 0 {
+						now = now.Add(10 * time.Second)
+					}
+					some := ss[at:min(at+tableConfig.Pending/2, n)]
+					tab.Observe(some, now)
+					if at += len(some); at == n {
+						at = 0
+					}
+					b.StartTimer()
 				}
-				if at == 0 {
-					now = now.Add(10 * time.Second)
+				taken = tab.Take(taken[:0], message, now)
+				datagram = datagram[:0]
+				for i := range taken {
+					datagram = session.Enc4113.Append(datagram, &taken[i], pool6)
 				}
-				tab.Observe(ss[at:at+message], now)
-				if buf = tab.Take(buf[:0], message, now); len(buf) != message {
-					b.Fatalf("took %d", len(buf))
+				if len(taken) != message {
+					b.Fatalf("took %d", len(taken))
 				}
-				at += message
 			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/message, "ns/session")
+			perSession(b, message)
 		})
 	}
 }
 
-// BenchmarkAccept is of a peer's refreshes of sessions that are known.
-func BenchmarkAccept(b *testing.B) {
+// BenchmarkUnpack is of a peer's datagrams, read, checked, judged and, those that
+// are news, gathered and taken for the kernel a datagram at a time. Known ones
+// tell nothing new; those with news have each session in another state than
+// before.
+func BenchmarkUnpack(b *testing.B) {
+	policy := session.NewPolicy(pool6, session.DefaultTimeouts, []session.Range{
+		{Proto: session.TCP, Prefix: netip.MustParsePrefix("192.0.0.0/16"), MaxPort: 65535},
+	})
 	for _, n := range sizes {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			ss := populace(n)
-			tab := NewTable(tableConfig)
-			for i := range ss {
-				tab.Accept(1, &ss[i], start)
+		for _, news := range []bool{false, true} {
+			name := fmt.Sprintf("%d/known", n)
+			if news {
+				name = fmt.Sprintf("%d/news", n)
 			}
-			rand.Shuffle(n, func(i, j int) { ss[i], ss[j] = ss[j], ss[i] })
-			now, at := start.Add(time.Second), 0
-			b.ReportAllocs()
-			for b.Loop() {
-				if at == n {
-					at = 0
+			b.Run(name, func(b *testing.B) {
+				ss := shuffle(populace(n))
+				for i := range ss {
+					ss[i].Proto, ss[i].Expiration = session.TCP, session.DefaultTimeouts.TCPEst
 				}
-				if v, _ := tab.Accept(1, &ss[at], now); v != Known {
-					b.Fatalf("%s", v)
+				tab, inbox := NewTable(tableConfig), NewInbox(message)
+				for i := range ss {
+					tab.Accept(1, &ss[i], start)
 				}
-				at++
-			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N), "ns/session")
-		})
+				datagrams := messages(ss)
+				if news {
+					established := datagrams
+					for i := range ss {
+						ss[i].State = session.V4FinRcv
+					}
+					datagrams = append(messages(ss), established...)
+				}
+				var read, kept, taken []session.Session
+				at := 0
+				b.ReportAllocs()
+				for b.Loop() {
+					read, _ = session.Decode(read[:0], datagrams[at], pool6)
+					kept = kept[:0]
+					for i := range read {
+						if _, ok := policy.Check(&read[i]); !ok {
+							b.Fatal("refused")
+						}
+						if v, _ := tab.Accept(1, &read[i], start); v == Inject {
+							kept = append(kept, read[i])
+						}
+					}
+					if len(kept) > 0 {
+						inbox.Put(kept, start)
+						taken = inbox.Take(taken[:0], start)
+					}
+					if news != (len(taken) == message) {
+						b.Fatalf("%d are news", len(taken))
+					}
+					if at++; at == len(datagrams) {
+						at = 0
+					}
+				}
+				perSession(b, message)
+			})
+		}
 	}
 }
 
