@@ -338,9 +338,9 @@ func BenchmarkOut(b *testing.B) {
 // injections, on one processor: what it costs, and not how much of it two
 // processors do at once.
 func BenchmarkIn(b *testing.B) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	for _, w := range append(ways(), way{session.Enc4113, 100_000, true, readBatch}) {
 		b.Run(w.String(), func(b *testing.B) {
+			defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 			r := inRig(b, w)
 			r.next = b.Loop
 			before := r.d.count.addMessages.Load()
