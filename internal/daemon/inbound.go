@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"net"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -130,13 +129,12 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 // admits tells whether a datagram comes from where peers are.
 func (d *Daemon) admits(dg *mcast.Datagram) (stray, bool) {
 	cfg := d.live.Load()
-	from := dg.From.Addr().WithZone("").Unmap()
 	switch {
 	case dg.Truncated:
 		return strayOversize, false
 	case dg.HopLimit < cfg.HopLimit:
 		return strayHopLimit, false
-	case len(cfg.Sources) > 0 && !slices.ContainsFunc(cfg.Sources, func(p netip.Prefix) bool { return p.Contains(from) }):
+	case len(cfg.Sources) > 0 && !cfg.Sources.Contains(dg.From.Addr()):
 		return straySender, false
 	}
 	return 0, true
