@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"cmp"
-	"log/slog"
 	"net"
 	"os"
 	"strings"
@@ -26,7 +25,7 @@ const (
 // condition is whether the daemon serves, or what it waits for. It tells its log
 // and the service manager when that changes.
 type condition struct {
-	log    *slog.Logger
+	about  [parts]logging.Latest
 	notify func(state string) error // to the service manager
 
 	mu    sync.Mutex
@@ -34,8 +33,8 @@ type condition struct {
 	ready bool          // the service manager was told that the daemon serves
 }
 
-func (c *condition) init(log *slog.Logger, limit *logging.Limiter) {
-	c.log = log
+func (c *condition) init(about [parts]logging.Latest, limit *logging.Limiter) {
+	c.about = about
 	c.notify = func(state string) error {
 		err := notify(state)
 		if err != nil {
@@ -56,7 +55,7 @@ func (c *condition) waitsFor(p part, why string) {
 		return
 	}
 	c.waits[p] = why
-	c.log.Info("waiting", "for", why)
+	c.about[p].Info("waiting", "for", why)
 	c.notify("STATUS=waiting: " + line(why))
 }
 

@@ -87,6 +87,8 @@ type Daemon struct {
 	fixed   *config.Config                // as it was at the start
 	live    atomic.Pointer[config.Config] // as it is now, where it may change while the daemon runs
 	limit   *logging.Limiter
+	about   [parts]logging.Latest // for whether they are there
+	done    logging.Latest        // for what it has done, and what it found
 	started time.Time
 
 	open       func(context.Context) (network, error)
@@ -190,7 +192,11 @@ func newDaemon(cfg *config.Config, o Options) *Daemon {
 	}
 	d.live.Store(cfg)
 	d.work.init(d.started)
-	d.condition.init(d.Log, d.limit)
+	for p := range d.about {
+		d.about[p] = logging.NewLatest(o.Log)
+	}
+	d.done = logging.NewLatest(o.Log)
+	d.condition.init(d.about, d.limit)
 	d.out = newOutlet(d)
 	return d
 }
@@ -212,6 +218,11 @@ func (d *Daemon) run(ctx context.Context) error {
 	g.Go(func() error { return d.serve(ctx) })
 	g.Go(func() error { return d.listen(ctx) })
 	g.Go(func() error { return d.followPath(ctx) })
+	defer func() {
+		for _, log := range append(d.about[:], d.done) {
+			log.Flush()
+		}
+	}()
 	return g.Wait()
 }
 

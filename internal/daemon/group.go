@@ -70,13 +70,13 @@ func (d *Daemon) join(ctx context.Context) (network, error) {
 func (d *Daemon) use(group network) {
 	local := group.Local()
 	if asked := d.fixed.ReadBuffer; local.ReadBuffer < asked {
-		d.Log.Warn("the socket's receive buffer is smaller than asked for: give joold CAP_NET_ADMIN, or raise net.core.rmem_max",
+		d.limit.Warn("the socket's receive buffer is smaller than asked for: give joold CAP_NET_ADMIN, or raise net.core.rmem_max",
 			"asked", asked, "granted", local.ReadBuffer)
 	}
 	d.current.Store(&group)
 	d.out.resize(group.MaxPayload())
 	d.condition.has(theGroup)
-	d.Log.Info("joined the group", "group", local.Group, "in", local.In, "out", local.Out, "from", local.Source,
+	d.about[theGroup].Info("joined the group", "group", local.Group, "in", local.In, "out", local.Out, "from", local.Source,
 		"mtu", local.MTU, "receive_buffer", local.ReadBuffer)
 }
 
@@ -190,14 +190,14 @@ func (d *Daemon) checkPath() {
 		d.regained(d.pathLost)
 		d.pathLost = time.Time{}
 		d.condition.has(theGroup)
-		d.Log.Info("the path to the group is back", "from", group.Local().Source, "mtu", group.Local().MTU)
+		d.about[theGroup].Info("the path to the group is back", "from", group.Local().Source, "mtu", group.Local().MTU)
 		d.out.resize(group.MaxPayload())
 	case change == mcast.Changed:
 		d.out.resize(group.MaxPayload())
 	}
 	switch carrier := group.Carrier(); {
 	case carrier && !d.carrierLost.IsZero():
-		d.Log.Info("the group's interface has its carrier back")
+		d.done.Info("the group's interface has its carrier back")
 		d.regained(d.carrierLost)
 		d.carrierLost = time.Time{}
 	case !carrier && d.carrierLost.IsZero() && change != mcast.Reopen:

@@ -207,7 +207,7 @@ func (l *link) give(sessions []session.Session, now time.Time) {
 func (d *Daemon) readmit(l *link, now time.Time) {
 	kept := l.check(l.policy.Load(), l.refused.Take(nil, now), now, func([]session.Session, session.Refusal) {})
 	if len(kept) > 0 {
-		d.Log.Info("sessions that were refused are accepted now", "sessions", len(kept))
+		d.done.Info("sessions that were refused are accepted now", "sessions", len(kept))
 		l.give(d.accept(l, keptPeer, kept, now), now)
 	}
 }

@@ -252,14 +252,14 @@ func (d *Daemon) serve(ctx context.Context) error {
 		d.out.begin(l)
 		d.link.Store(l)
 		d.condition.has(theInstance)
-		d.Log.Info("in service", "instance", d.fixed.Instance, "module", l.Module().Version,
+		d.about[theInstance].Info("in service", "instance", d.fixed.Instance, "module", l.Module().Version,
 			"wire", l.wire, "pool6", l.pool6, "masquerades", l.policy.Load().Masquerades())
 		if l.misreads() {
-			d.Log.Warn("this module misreads sessions unless pool6 is a /96: it is given none; update Jool",
+			d.limit.Warn("this module misreads sessions unless pool6 is a /96: it is given none; update Jool",
 				"module", l.Module().Version, "pool6", l.pool6)
 		}
 		if l.Module().Version.Candidate42() {
-			d.Log.Warn("this release candidate of Jool leaks kernel memory with each message to and from joold: update it",
+			d.limit.Warn("this release candidate of Jool leaks kernel memory with each message to and from joold: update it",
 				"module", l.Module().Version)
 		}
 		d.repairs.owe("the daemon began to serve the instance")
@@ -273,7 +273,7 @@ func (d *Daemon) serve(ctx context.Context) error {
 			break
 		}
 		d.condition.waitsFor(theInstance, err.Error())
-		d.Log.Warn("out of service", "err", err)
+		d.about[theInstance].Warn("out of service", "err", err)
 		if time.Since(began) < time.Second && !pause(ctx, d.flapInterval) {
 			break
 		}

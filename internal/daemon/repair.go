@@ -120,7 +120,7 @@ func (d *Daemon) repair(ctx context.Context, l *link) error {
 			d.Log.Debug("swept the kernel's table", "why", owed.why, "sessions", p.Read, "sent", p.Sent, "took", took.Round(time.Millisecond))
 		default:
 			said[owed.why] = time.Now()
-			d.Log.Info("swept the kernel's table", "why", owed.why, "sessions", p.Read, "sent", p.Sent, "took", took.Round(time.Millisecond))
+			d.done.Info("swept the kernel's table", "why", owed.why, "sessions", p.Read, "sent", p.Sent, "took", took.Round(time.Millisecond))
 		}
 	}
 }

@@ -56,7 +56,7 @@ func (d *Daemon) setUp(ctx context.Context, l *link) error {
 	}
 	for k, value := range to.All() {
 		was, _ := l.globals.Get(k)
-		d.Log.Info("changed a setting of the instance", "instance", d.fixed.Instance, "setting", k, "from", shown(k, was), "to", shown(k, value))
+		d.done.Info("changed a setting of the instance", "instance", d.fixed.Instance, "setting", k, "from", shown(k, was), "to", shown(k, value))
 	}
 	is, err := l.Globals(ctx)
 	if err == nil {

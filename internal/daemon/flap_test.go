@@ -1,0 +1,42 @@
+package daemon
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"joold/internal/config"
+	"joold/internal/nlchan"
+	"joold/internal/session"
+)
+
+func TestAnInstanceThatComesAndGoesForHoursLeavesAShortLogThatEndsWithTheTruth(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const seconds = 3600
+		b := startLevel(t, newModelKernel(session.Enc4113), func(cfg *config.Config) { *cfg = *configOf(t) }, 0)
+		for range seconds {
+			time.Sleep(time.Second)
+			b.events <- nlchan.ModuleRemoved
+			k := newModelKernel(session.Enc4113)
+			k.globals.Set(nlchan.SSFlushDeadline, 2000) // to be set up: more to tell
+			b.dials <- dialled{k: k}
+		}
+		time.Sleep(time.Minute)
+		lines := strings.Split(strings.TrimSuffix(b.logs.String(), "\n"), "\n")
+		if len(lines) > seconds/5 {
+			t.Errorf("%d lines in an hour", len(lines))
+		}
+		for i := len(lines) - 1; ; i-- {
+			if strings.Contains(lines[i], `"out of service"`) || strings.Contains(lines[i], "waiting") {
+				t.Errorf("the log ends with %q", lines[i:])
+			}
+			if strings.Contains(lines[i], `"in service"`) || i == 0 {
+				break
+			}
+		}
+		if n := strings.Count(b.logs.String(), `"in service"`); n < 3 {
+			t.Errorf("in service is told %d times", n)
+		}
+	})
+}
