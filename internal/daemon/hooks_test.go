@@ -178,6 +178,16 @@ func (g *refusingGroup) Write(b []byte) error {
 	return g.modelGroup.Write(b)
 }
 
+// startRefusing runs a daemon for a hooked kernel and a group that may refuse.
+func startRefusing(t *testing.T) (*bench, *hookedKernel, *refusingGroup) {
+	k, b := newHookedKernel(session.Enc4113), bench0(t, testConfig(), 0)
+	g := &refusingGroup{modelGroup: b.g}
+	b.open = func(context.Context) (network, error) { return g, nil }
+	b.dial = func() (kernel, error) { return k, nil }
+	b.run()
+	return b, k, g
+}
+
 // startHooked runs a daemon for k until the test ends. It is for a test in a
 // synctest bubble, and returns when the daemon has come to rest.
 func startHooked(t *testing.T, k *hookedKernel, change func(*config.Config)) *bench {
@@ -219,6 +229,15 @@ func newAway(t *testing.T) *away {
 		return nil, &mcast.Error{Op: "join", Device: "eth2", Err: mcast.ErrNoInterface}
 	}
 	return a
+}
+
+// startThere runs a daemon whose instance and group are there, and may go away.
+func startThere(t *testing.T) (*away, *hookedKernel) {
+	a, k := newAway(t), newHookedKernel(session.Enc4113)
+	a.instance.Store(k)
+	a.there.Store(true)
+	a.run()
+	return a, k
 }
 
 func (a *away) fails(err error) { a.why.Store(&err) }

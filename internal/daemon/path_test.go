@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"strings"
 	"syscall"
 	"testing"
@@ -9,7 +8,6 @@ import (
 	"time"
 
 	"joold/internal/mcast"
-	"joold/internal/session"
 )
 
 func TestWhatWasSentWhileThePathWasAwayIsSentAgainThoughTheInterfaceIsAnother(t *testing.T) {
@@ -34,12 +32,7 @@ func TestWhatWasSentWhileThePathWasAwayIsSentAgainThoughTheInterfaceIsAnother(t 
 
 func TestAPathThatHasChangedIsTriedAtTheDeadlineAndNotAtTheNextAttempt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k := newHookedKernel(session.Enc4113)
-		b := bench0(t, testConfig(), 0)
-		g := &refusingGroup{modelGroup: b.g}
-		b.open = func(context.Context) (network, error) { return g, nil }
-		b.dial = func() (kernel, error) { return k, nil }
-		b.run()
+		b, k, g := startRefusing(t)
 		time.Sleep(time.Minute)
 		g.refuse(syscall.ENETDOWN)
 		k.announce(udp(1, 300_000))

@@ -309,12 +309,7 @@ func TestASweepThatFailsIsTriedAgainEverMoreSeldomUntilItWorks(t *testing.T) {
 
 func TestASweepWhoseDatagramsAreRefusedIsTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k := newHookedKernel(session.Enc4113)
-		b := bench0(t, testConfig(), 0)
-		g := &refusingGroup{modelGroup: b.g}
-		b.open = func(context.Context) (network, error) { return g, nil }
-		b.dial = func() (kernel, error) { return k, nil }
-		b.run()
+		b, k, g := startRefusing(t)
 		k.announce(udp(1, 300_000))
 		time.Sleep(time.Minute)
 		k.has(udp(2, 7_200_000))
@@ -335,11 +330,7 @@ func TestASweepWhoseDatagramsAreRefusedIsTriedAgain(t *testing.T) {
 
 func TestASweepThatIsOwedWhenTheInstanceGoesAwayIsMadeWhenItIsBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newAway(t)
-		k := newHookedKernel(session.Enc4113)
-		b.instance.Store(k)
-		b.there.Store(true)
-		b.run()
+		b, k := startThere(t)
 		k.announce(udp(1, 300_000))
 		time.Sleep(time.Minute)
 		b.instance.Store(nil)

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"slices"
 	"syscall"
 	"testing"
@@ -18,12 +17,7 @@ func TestSessionsWaitWhileDatagramsAreRefusedAndAreSentLaterOneDatagramAtATime(t
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				k := newHookedKernel(session.Enc4113)
-				b := bench0(t, testConfig(), 0)
-				g := &refusingGroup{modelGroup: b.g}
-				b.open = func(context.Context) (network, error) { return g, nil }
-				b.dial = func() (kernel, error) { return k, nil }
-				b.run()
+				b, k, g := startRefusing(t)
 				time.Sleep(time.Minute)
 
 				g.refuse(why)

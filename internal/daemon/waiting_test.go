@@ -158,11 +158,7 @@ func TestWithoutPrivilegeAtTheStartTheDaemonEnds(t *testing.T) {
 
 func TestAPrivilegeThatIsLostLaterIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newAway(t)
-		k := newHookedKernel(session.Enc4113)
-		b.instance.Store(k)
-		b.there.Store(true)
-		b.run()
+		b, k := startThere(t)
 		time.Sleep(time.Minute)
 		lost := &nlchan.Error{Op: "read the settings", Instance: "edge", Err: nlchan.ErrPermission}
 		b.fails(lost)

@@ -129,11 +129,7 @@ func TestAnyTaskOnASessionsWayCanBeFoundStuck(t *testing.T) {
 func TestTheWatchdogIsFedAfterTheChannelFailed(t *testing.T) {
 	t.Setenv("WATCHDOG_USEC", "3000000")
 	synctest.Test(t, func(t *testing.T) {
-		b := newAway(t)
-		k := newHookedKernel(session.Enc4113)
-		b.instance.Store(k)
-		b.there.Store(true)
-		b.run()
+		b, k := startThere(t)
 		time.Sleep(time.Minute)
 		times := fed(t, b.bench)
 		b.instance.Store(nil)
