@@ -124,15 +124,16 @@ func after(at uint32) uint32 {
 	return at
 }
 
-// guess is the first slot whose word could be that of h, or 0.
-func (x *index) guess(h uint64) uint32 {
-	g := x.segment(h)
-	for at := home(h); g.words[at] != 0; at = after(at) {
-		if g.words[at]&^slotMask == tag(h) {
-			return g.words[at] & slotMask
-		}
+// word is what stands at the home of h.
+func (x *index) word(h uint64) uint32 { return x.segment(h).words[home(h)] }
+
+// guess is the first slot whose word could be that of h, or 0. w is the word at
+// the home of h.
+func (x *index) guess(h uint64, w uint32) uint32 {
+	for g, at := x.segment(h), home(h); w != 0 && w&^slotMask != tag(h); w = g.words[at] {
+		at = after(at)
 	}
-	return 0
+	return w & slotMask
 }
 
 // put adds a slot that is not in the index. rehash is the hash of any slot in

@@ -98,16 +98,23 @@ const lookAhead = 36 // what the kernel announces in one message
 type guess struct {
 	key  key
 	hash uint64
+	word uint32 // at its home in the index
 	slot uint32
 }
 
 // lookUp guesses where sessions stand. In a large table each look waits for
-// memory twice; here all wait together, since none depends on another.
+// memory twice; here all wait together, since none depends on another, and no
+// branch on what has not come yet is taken before all has been asked for.
 func (t *Table) lookUp(g *[lookAhead]guess, s []session.Session) {
 	for i := range s {
 		g[i].key = keyOf(&s[i])
 		g[i].hash = t.secret.hash(&g[i].key)
-		g[i].slot = t.sessions.guess(g[i].hash)
+	}
+	for i := range s {
+		g[i].word = t.sessions.word(g[i].hash)
+	}
+	for i := range s {
+		g[i].slot = t.sessions.guess(g[i].hash, g[i].word)
 	}
 	for i := range s {
 		if t.at(g[i].slot).ports != g[i].key.ports {
