@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxBatch is how many datagrams one system call moves at most.
+// maxBatch is how many datagrams one system call receives at most.
 const maxBatch = 64
 
 // Datagram is one received datagram. Its owner is the caller.
@@ -57,49 +57,30 @@ func (c *Conn) ReadBatch(ds []Datagram) (int, error) {
 // t is past. The zero time is never.
 func (c *Conn) SetReadDeadline(t time.Time) error { return c.read.SetReadDeadline(t) }
 
-// SetWriteDeadline ends Write and WriteBatch, which wait while the send buffer
-// is full, with os.ErrDeadlineExceeded at t. The zero time is never.
+// SetWriteDeadline ends Write, which waits while the send buffer is full, with
+// os.ErrDeadlineExceeded at t. The zero time is never.
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.write.SetWriteDeadline(t) }
 
 // Write sends b to the group as one datagram. If it does not fit (ErrTooBig), the
-// path is looked at again first: MaxPayload then tells what does.
+// path is looked at again first: MaxPayload then tells what does. It allocates
+// nothing.
 func (c *Conn) Write(b []byte) error {
-	c.tx.mu.Lock()
-	defer c.tx.mu.Unlock()
-	c.tx.one[0] = b
-	_, err := c.writeBatch(c.tx.one[:])
-	return err
-}
-
-// WriteBatch sends each of bs to the group as one datagram, in order, and returns
-// how many it sent. If that is fewer than len(bs), the error is about bs[n], and
-// those behind it were not tried. It allocates nothing.
-func (c *Conn) WriteBatch(bs [][]byte) (n int, err error) {
-	c.tx.mu.Lock()
-	defer c.tx.mu.Unlock()
-	return c.writeBatch(bs)
-}
-
-func (c *Conn) writeBatch(bs [][]byte) (n int, err error) {
 	if c.lost.Load() {
 		// IPv4 would send from 0.0.0.0, which nobody takes, and say nothing.
 		if err := c.Refresh(); err != nil {
-			return 0, err
+			return err
 		}
 	}
-	for n < len(bs) {
-		sent, err := c.tx.write(bs[n:])
-		n += sent
-		if errors.Is(err, unix.EMSGSIZE) {
-			// If the path is gone altogether, the next datagrams will tell.
-			_ = c.Refresh()
-			err = fmt.Errorf("%w: it has %d bytes, %d do", ErrTooBig, len(bs[n]), c.MaxPayload())
-		}
-		if err != nil {
-			return n, c.fail("send to", c.out.name, explain(err, c.out))
-		}
+	err := c.tx.write(b)
+	if errors.Is(err, unix.EMSGSIZE) {
+		// If the path is gone altogether, the next datagrams will tell.
+		_ = c.Refresh()
+		err = fmt.Errorf("%w: it has %d bytes, %d do", ErrTooBig, len(b), c.MaxPayload())
 	}
-	return n, nil
+	if err != nil {
+		return c.fail("send to", c.out.name, explain(err, c.out))
+	}
+	return nil
 }
 
 // mmsghdr is the kernel's struct mmsghdr.
@@ -108,79 +89,53 @@ type mmsghdr struct {
 	n   uint32 // bytes received
 }
 
-// messages is what recvmmsg and sendmmsg work on, one header, one address and one
-// buffer a datagram. The runtime's own calls move one datagram at a time, and
-// x/net's batches allocate each datagram's address: BenchmarkReceive has both.
-type messages struct {
-	conn  syscall.RawConn
-	hdrs  [maxBatch]mmsghdr
-	iovs  [maxBatch]unix.Iovec
-	trap  uintptr
-	size  int // headers in use
-	n     int // what the call returned
-	errno unix.Errno
-	try   func(fd uintptr) bool // tryOnce; a method value made anew would allocate
-}
-
-func (m *messages) init(conn *net.UDPConn, trap uintptr) (err error) {
-	m.trap = trap
-	m.try = m.tryOnce
-	for i := range m.hdrs {
-		m.hdrs[i].hdr.Iov = &m.iovs[i]
-		m.hdrs[i].hdr.SetIovlen(1)
-	}
-	m.conn, err = conn.SyscallConn()
-	return err
-}
-
-// tryOnce tells the poller whether the call is done with, or must wait.
-func (m *messages) tryOnce(fd uintptr) bool {
-	for {
-		n, _, errno := unix.Syscall6(m.trap, fd, uintptr(unsafe.Pointer(&m.hdrs[0])), uintptr(m.size), 0, 0, 0)
-		m.n, m.errno = int(n), errno
-		if errno != unix.EINTR {
-			return errno != unix.EAGAIN
-		}
-	}
-}
-
-// done is the outcome of a call that the poller waited for with err.
-func (m *messages) done(err error) (int, error) {
-	switch {
-	case err != nil:
-		return 0, err
-	case m.errno != 0:
-		return 0, m.errno
-	}
-	return m.n, nil
-}
-
-func (m *messages) setBuffer(i int, b []byte) {
-	m.iovs[i].Base = unsafe.SliceData(b)
-	m.iovs[i].SetLen(len(b))
-}
-
 // ancillary is the one control message that is asked for: the hop limit.
 type ancillary struct {
 	header unix.Cmsghdr
 	value  int32
 }
 
+// receiver is what recvmmsg works on, one header, one address and one buffer a
+// datagram. The runtime's own calls move one datagram at a time, and x/net's
+// batches allocate each datagram's address: BenchmarkReceive has both.
 type receiver struct {
-	messages
+	conn  syscall.RawConn
+	hdrs  [maxBatch]mmsghdr
+	iovs  [maxBatch]unix.Iovec
 	names [maxBatch]unix.RawSockaddrInet6 // has room for IPv4's too
 	hops  [maxBatch]ancillary
+	size  int // headers in use
+	n     int // what the call returned
+	errno unix.Errno
+	try   func(fd uintptr) bool // tryOnce; a method value made anew would allocate
+
 	scope uint32 // the last scope id seen
 	zone  string // its interface's name
 }
 
-func newReceiver(conn *net.UDPConn, dev device) (*receiver, error) {
-	r := &receiver{scope: uint32(dev.index), zone: dev.name}
+func newReceiver(conn *net.UDPConn, dev device) (r *receiver, err error) {
+	r = &receiver{scope: uint32(dev.index), zone: dev.name}
+	r.try = r.tryOnce
 	for i := range r.hdrs {
-		r.hdrs[i].hdr.Name = (*byte)(unsafe.Pointer(&r.names[i]))
-		r.hdrs[i].hdr.Control = (*byte)(unsafe.Pointer(&r.hops[i]))
+		h := &r.hdrs[i].hdr
+		h.Name = (*byte)(unsafe.Pointer(&r.names[i]))
+		h.Control = (*byte)(unsafe.Pointer(&r.hops[i]))
+		h.Iov = &r.iovs[i]
+		h.SetIovlen(1)
 	}
-	return r, r.init(conn, unix.SYS_RECVMMSG)
+	r.conn, err = conn.SyscallConn()
+	return r, err
+}
+
+// tryOnce tells the poller whether the call is done with, or must wait.
+func (r *receiver) tryOnce(fd uintptr) bool {
+	for {
+		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.hdrs[0])), uintptr(r.size), 0, 0, 0)
+		r.n, r.errno = int(n), errno
+		if errno != unix.EINTR {
+			return errno != unix.EAGAIN
+		}
+	}
 }
 
 func (r *receiver) read(ds []Datagram) (int, error) {
@@ -189,18 +144,25 @@ func (r *receiver) read(ds []Datagram) (int, error) {
 		return 0, nil
 	}
 	for i := range r.size {
-		r.setBuffer(i, ds[i].Payload[:cap(ds[i].Payload)])
+		payload := ds[i].Payload[:cap(ds[i].Payload)]
+		r.iovs[i].Base = unsafe.SliceData(payload)
+		r.iovs[i].SetLen(len(payload))
 		r.hdrs[i].hdr.Namelen = uint32(unsafe.Sizeof(r.names[i]))
 		r.hdrs[i].hdr.SetControllen(int(unsafe.Sizeof(r.hops[i])))
 	}
-	n, err := r.done(r.conn.Read(r.try))
-	for i := range n {
+	if err := r.conn.Read(r.try); err != nil {
+		return 0, err
+	}
+	if r.errno != 0 {
+		return 0, r.errno
+	}
+	for i := range r.n {
 		ds[i].Payload = ds[i].Payload[:r.hdrs[i].n]
 		ds[i].Truncated = r.hdrs[i].hdr.Flags&unix.MSG_TRUNC != 0
 		ds[i].HopLimit = int(r.hops[i].value)
 		ds[i].From = r.from(&r.names[i])
 	}
-	return n, err
+	return r.n, nil
 }
 
 func (r *receiver) from(sa *unix.RawSockaddrInet6) netip.AddrPort {
@@ -243,57 +205,69 @@ func socketDrops(conn syscall.RawConn) (uint32, error) {
 	return info[skMeminfoDrops], err
 }
 
+// sender sends a datagram at a time: more are hardly ever ready at once, and what
+// sendmmsg would save on those is told in docs/BENCHMARKS.md.
 type sender struct {
-	messages
-	mu  sync.Mutex
-	to  unix.RawSockaddrInet6
-	one [1][]byte // Write's batch
+	conn syscall.RawConn
+	to   unix.RawSockaddrInet6 // has room for IPv4's too
+	size uintptr               // of to
+
+	mu    sync.Mutex
+	b     []byte
+	errno unix.Errno
+	try   func(fd uintptr) bool // tryOnce, likewise
 }
 
-func newSender(conn *net.UDPConn, to unix.Sockaddr) (*sender, error) {
-	s := new(sender)
-	size := s.setTo(to)
-	for i := range s.hdrs {
-		s.hdrs[i].hdr.Name = (*byte)(unsafe.Pointer(&s.to))
-		s.hdrs[i].hdr.Namelen = size
-	}
-	return s, s.init(conn, unix.SYS_SENDMMSG)
+func newSender(conn *net.UDPConn, to unix.Sockaddr) (s *sender, err error) {
+	s = new(sender)
+	s.try = s.tryOnce
+	s.setTo(to)
+	s.conn, err = conn.SyscallConn()
+	return s, err
 }
 
-func (s *sender) setTo(to unix.Sockaddr) (size uint32) {
+func (s *sender) setTo(to unix.Sockaddr) {
 	port := (*[2]byte)(unsafe.Pointer(&s.to.Port)) // at the same place for both families
 	switch to := to.(type) {
 	case *unix.SockaddrInet4:
+		s.size = unix.SizeofSockaddrInet4
 		s.to.Family = unix.AF_INET
 		binary.BigEndian.PutUint16(port[:], uint16(to.Port))
 		(*unix.RawSockaddrInet4)(unsafe.Pointer(&s.to)).Addr = to.Addr
-		return unix.SizeofSockaddrInet4
 	case *unix.SockaddrInet6:
+		s.size = unix.SizeofSockaddrInet6
 		s.to.Family = unix.AF_INET6
 		binary.BigEndian.PutUint16(port[:], uint16(to.Port))
 		s.to.Addr = to.Addr
 		s.to.Scope_id = to.ZoneId
 	}
-	return unix.SizeofSockaddrInet6
 }
 
-// write sends as many of bs as one call takes; it waits for room for the first.
-func (s *sender) write(bs [][]byte) (int, error) {
-	s.size = min(len(bs), maxBatch)
-	if s.size == 0 {
-		return 0, nil
-	}
-	for i := range s.size {
-		s.setBuffer(i, bs[i])
-	}
-	// An error may be left over from an ICMP message, which anybody can forge, and
-	// is then not about this datagram: it is told once.
-	var n int
-	var err error
-	for range 4 {
-		if n, err = s.done(s.conn.Write(s.try)); err == nil || s.errno == 0 {
-			break
+// tryOnce tells the poller whether the call is done with, or must wait.
+func (s *sender) tryOnce(fd uintptr) bool {
+	for {
+		_, _, s.errno = unix.Syscall6(unix.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(s.b))), uintptr(len(s.b)),
+			0, uintptr(unsafe.Pointer(&s.to)), s.size)
+		if s.errno != unix.EINTR {
+			return s.errno != unix.EAGAIN
 		}
 	}
-	return n, err
+}
+
+// write waits for room in the socket's buffer.
+func (s *sender) write(b []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.b = b
+	// An error may be left over from an ICMP message, which anybody can forge, and
+	// is then not about this datagram: it is told once.
+	for range 4 {
+		if err := s.conn.Write(s.try); err != nil {
+			return err
+		}
+		if s.errno == 0 {
+			return nil
+		}
+	}
+	return s.errno
 }

@@ -22,12 +22,13 @@ func deadline(t testing.TB, conns ...*Conn) {
 	}
 }
 
-func batch(n int) [][]byte {
-	bs := make([][]byte, n)
-	for i := range bs {
-		bs[i] = full
+// fill sends n datagrams.
+func fill(t testing.TB, c *Conn, n int) {
+	for range n {
+		if err := c.Write(full); err != nil {
+			t.Fatal(err)
+		}
 	}
-	return bs
 }
 
 // drain reads n datagrams.
@@ -47,23 +48,13 @@ func TestNothingIsAllocatedPerDatagram(t *testing.T) {
 		t.Run(cfg.Group.String(), func(t *testing.T) {
 			cj, ck := open(t, j, cfg), open(t, k, cfg)
 			deadline(t, ck)
-			bs, ds := batch(16), NewDatagrams(16, MaxDatagram)
-			for what, write := range map[string]func() error{
-				"Write":      func() error { return cj.Write(full) },
-				"WriteBatch": func() error { _, err := cj.WriteBatch(bs); return err },
-			} {
-				n := 1
-				if what == "WriteBatch" {
-					n = len(bs)
-				}
-				if allocs := testing.AllocsPerRun(100, func() {
-					if err := write(); err != nil {
-						t.Fatal(err)
-					}
-					drain(t, ck, ds, n)
-				}); allocs != 0 {
-					t.Errorf("%s of %d datagrams and their reading: %v allocations", what, n, allocs)
-				}
+			const n = 16
+			ds := NewDatagrams(n, MaxDatagram)
+			if allocs := testing.AllocsPerRun(100, func() {
+				fill(t, cj, n)
+				drain(t, ck, ds, n)
+			}); allocs != 0 {
+				t.Errorf("%d datagrams sent and read: %v allocations", n, allocs)
 			}
 		})
 	}
@@ -76,21 +67,16 @@ const room = 1024
 func BenchmarkSend(b *testing.B) {
 	j, _ := pair(b) // nobody listens: a receiver's work is not the sender's
 	for _, cfg := range []Config{byEth24, byEth2} {
-		for _, n := range []int{1, 8, maxBatch} {
-			b.Run(fmt.Sprintf("%v/batch=%d", family(cfg), n), func(b *testing.B) {
-				cj := open(b, j, cfg)
-				bs := batch(n)
-				b.SetBytes(int64(len(full)))
-				b.ReportAllocs()
-				for sent := 0; sent < b.N; {
-					m, err := cj.WriteBatch(bs[:min(n, b.N-sent)])
-					if err != nil {
-						b.Fatal(err)
-					}
-					sent += m
+		b.Run(family(cfg), func(b *testing.B) {
+			cj := open(b, j, cfg)
+			b.SetBytes(int64(len(full)))
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := cj.Write(full); err != nil {
+					b.Fatal(err)
 				}
-			})
-		}
+			}
+		})
 	}
 }
 
@@ -106,15 +92,13 @@ func BenchmarkReceive(b *testing.B) {
 				b.Run(fmt.Sprintf("%v/batch=%d/%s", family(cfg), n, by.name), func(b *testing.B) {
 					cj, ck := open(b, j, cfg), open(b, k, cfg)
 					deadline(b, ck)
-					fill, read := batch(room), by.reader(ck, n)
+					read := by.reader(ck, n)
 					b.SetBytes(int64(len(full)))
 					b.ReportAllocs()
 					for left := b.N; left > 0; left -= room {
 						m := min(left, room)
 						b.StopTimer()
-						if _, err := cj.WriteBatch(fill[:m]); err != nil {
-							b.Fatal(err)
-						}
+						fill(b, cj, m)
 						b.StartTimer()
 						for m > 0 {
 							got, err := read()
@@ -156,15 +140,13 @@ func BenchmarkReceiveByNet(b *testing.B) {
 	j, k := pair(b)
 	cj, ck := open(b, j, byEth2), open(b, k, byEth2)
 	deadline(b, ck)
-	fill, buf := batch(room), make([]byte, MaxDatagram)
+	buf := make([]byte, MaxDatagram)
 	b.SetBytes(int64(len(full)))
 	b.ReportAllocs()
 	for left := b.N; left > 0; left -= room {
 		m := min(left, room)
 		b.StopTimer()
-		if _, err := cj.WriteBatch(fill[:m]); err != nil {
-			b.Fatal(err)
-		}
+		fill(b, cj, m)
 		b.StartTimer()
 		for range m {
 			if _, _, _, _, err := ck.read.ReadMsgUDPAddrPort(buf, nil); err != nil {
