@@ -103,11 +103,12 @@ func BenchmarkInbox(b *testing.B) {
 			}
 			var taken []session.Session
 			b.ReportAllocs()
+			since := processTime(b)
 			for b.Loop() {
 				i.Put(ss, start)
 				taken = i.Take(taken[:0], start)
 			}
-			perSession(b, float64(n))
+			perSession(b, since, n)
 		})
 	}
 }
