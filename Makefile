@@ -11,6 +11,7 @@
 # make lab             a shell in the guest's network, with Jool LAB_VERSION
 # make bench           the benchmarks, as root and beside the run that was recorded last; BENCH=REGEXP for some of them
 # make bench-record    records that run, for docs/BENCHMARKS.md and to be compared with
+# make bench-lab       ours against the C daemon, on real Jool; the tables of docs/BENCHMARKS.md
 # make clean           removes ./joold and bench.out; what the lab built stays in its cache
 
 PREFIX = /usr/local
@@ -34,7 +35,7 @@ GO = scripts/go
 # The version comes from VERSION alone: go's own stamp fails in a work tree that another user owns.
 export GOFLAGS += -buildvcs=false
 
-.PHONY: all build install uninstall test test-short lint unit test-install fuzz fuzz-long lab test-lab lab-faults demo bench bench-record clean help
+.PHONY: all build install uninstall test test-short lint unit test-install fuzz fuzz-long lab test-lab lab-faults demo bench bench-record bench-lab clean help
 
 all: build
 
@@ -122,6 +123,9 @@ bench:
 bench-record:
 	@[ -s bench.out ] || { echo "there is no run to record: make bench first"; exit 1; }
 	cp bench.out docs/bench/native.txt
+
+bench-lab:
+	$(GO) run -tags lab ./test/lab/bench
 
 clean:
 	rm -f joold bench.new bench.out bench-some.out

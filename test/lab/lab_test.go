@@ -23,7 +23,7 @@ import (
 )
 
 // atOnce is how many versions run at a time: scenarios wait more than they compute.
-const atOnce = 2
+var atOnce = flag.Int("at-once", 2, "how many versions run at a time")
 
 // suites are the guest's test programs, and which of their tests are scenarios. They run one after the other.
 var suites = []struct{ program, tests string }{
@@ -55,7 +55,7 @@ func TestLab(t *testing.T) {
 	if err := vm.TestProgram(ctx, filepath.Join(programs, "nlchantest"), "joold/internal/nlchan"); err != nil {
 		t.Fatal(err)
 	}
-	room := make(chan struct{}, atOnce)
+	room := make(chan struct{}, *atOnce)
 	want := strings.Split(flag.Lookup("test.run").Value.String(), "/")
 	for _, versions := range append(vm.Versions, mixed...) {
 		t.Run(versions, func(t *testing.T) {
@@ -86,6 +86,9 @@ func choose(t *testing.T, programs, versions string, want []string) (names []str
 		}
 		for name := range strings.Lines(string(out)) {
 			name = strings.TrimSpace(name)
+			if strings.HasPrefix(name, "TestBench") && (len(want) < 3 || !strings.Contains(want[2], "Bench")) {
+				continue // they are measurements
+			}
 			if strings.HasPrefix(name, "TestMixed") != slices.Contains(mixed, versions) {
 				continue
 			}
