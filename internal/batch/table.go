@@ -546,6 +546,15 @@ func (b *BIB) Addrs() (src6, src4 netip.AddrPort) {
 	return netip.AddrPortFrom(netip.AddrFrom16(b.Src6), b.Src6Port), netip.AddrPortFrom(netip.AddrFrom4(b.Src4), b.Src4Port)
 }
 
+// Foresee says which sessions Accept will be asked for next. In a large table each
+// of them would wait for memory alone; here all wait together. It changes nothing.
+func (t *Table) Foresee(s []session.Session) {
+	for chunk := range slices.Chunk(s, lookAhead) {
+		var ahead [lookAhead]guess
+		t.lookUp(&ahead, chunk)
+	}
+}
+
 // Accept judges a session that passed the checks. from is the peer that sent it,
 // which is not 0. With Inject the table takes for granted that the kernel will
 // have the session: see Refused. With Conflict it yields the BIB entry that is in

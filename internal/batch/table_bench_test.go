@@ -293,15 +293,13 @@ func BenchmarkUnpack(b *testing.B) {
 				name = fmt.Sprintf("%d/news", n)
 			}
 			b.Run(name, func(b *testing.B) {
-				ss := shuffle(populace(n))
-				for i := range ss {
-					ss[i].Proto, ss[i].Expiration = session.TCP, session.DefaultTimeouts.TCPEst
-				}
+				ss := populace(n)
 				tab, inbox := NewTable(tableConfig), NewInbox(message)
 				for i := range ss {
+					ss[i].Proto, ss[i].Expiration = session.TCP, session.DefaultTimeouts.TCPEst
 					tab.Accept(1, &ss[i], start)
 				}
-				datagrams := messages(ss)
+				datagrams := messages(shuffle(ss))
 				if news {
 					established := datagrams
 					for i := range ss {
@@ -315,6 +313,7 @@ func BenchmarkUnpack(b *testing.B) {
 				since := processTime(b)
 				for b.Loop() {
 					read, _ = session.Decode(read[:0], datagrams[at], pool6)
+					tab.Foresee(read)
 					kept = kept[:0]
 					for i := range read {
 						if _, ok := policy.Check(&read[i]); !ok {

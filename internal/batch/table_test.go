@@ -819,6 +819,7 @@ func TestATableInSteadyStateDoesNotAllocate(t *testing.T) {
 		buf = tab.Take(buf[:0], n, now)
 		tab.Unsent(buf[:len(buf)/2], true)
 		buf = tab.Take(buf[:0], n, now)
+		tab.Foresee(ss)
 		for i := range ss {
 			tab.Accept(1, &ss[i], now.Add(5*time.Second))
 			tab.Lacks(&ss[i], now)
