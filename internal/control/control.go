@@ -268,7 +268,6 @@ func (c *clients) leave(uid uint32) {
 // connection's buffer has room.
 func refuse(c net.Conn, why error) {
 	defer c.Close()
-	c.SetWriteDeadline(time.Now().Add(time.Millisecond))
 	json.NewEncoder(c).Encode(Reply{Error: why.Error()})
 }
 

@@ -148,6 +148,35 @@ func TestManyUsersConnectionsDoNotKeepRootOut(t *testing.T) {
 	}
 }
 
+func TestUsersHaveOnlySoManyConnectionsTogetherAndThoseThatEndMakeRoom(t *testing.T) {
+	c := clients{of: make(map[uint32]int)}
+	for range 2 {
+		entered := 0
+		for user := range uint32(3 * maxClients / maxOfUser) {
+			for range maxOfUser {
+				if c.enter(1+user) == nil {
+					entered++
+				}
+			}
+		}
+		if entered != maxClients {
+			t.Errorf("%d connections, want %d", entered, maxClients)
+		}
+		if err := c.enter(0); err != nil {
+			t.Errorf("root: %v", err)
+		}
+		c.leave(0)
+		for user, n := range c.of {
+			for range n {
+				c.leave(user)
+			}
+		}
+	}
+	if c.all != 0 || len(c.of) != 0 {
+		t.Errorf("%d connections are left, of %d users", c.all, len(c.of))
+	}
+}
+
 func TestAUserWithTooManyConnectionsIsToldSoUntilOneEnds(t *testing.T) {
 	busy := make(chan struct{}, maxOfUser)
 	path := serveGroup(t, func(ctx context.Context, r Request, reply func(Reply) error) error {
