@@ -76,7 +76,7 @@ func (b *bound) handle(ctx context.Context, h slog.Handler, r slog.Record) error
 		if b.suppressed > 0 {
 			r.AddAttrs(slog.Uint64("suppressed", b.suppressed))
 		}
-		return h.Handle(context.WithoutCancel(ctx), r)
+		return h.Handle(ctx, r)
 	}
 	return nil
 }

@@ -33,7 +33,8 @@ var errUnread = errors.New("they are not read as fast as they come")
 // whose reader hangs: whoever logs never waits for it, since locks may be held.
 // Lines are written at once and in order by one goroutine. Those that find no
 // room, or cannot be written, are counted, and the log itself says how many were
-// lost as soon as it can. It may be used by several goroutines at once.
+// lost as soon as it can. What is logged just before a crash may be missing. It may
+// be used by several goroutines at once.
 type Queue struct {
 	w    io.Writer
 	done chan struct{} // closed when the last line was written
@@ -70,7 +71,8 @@ func newQueue(w io.Writer, format func(io.Writer) *slog.Logger) *Queue {
 	return q
 }
 
-// Write leaves a line, or several, to be written. It never fails.
+// Write leaves a line, or several, each with its end, to be written. It never
+// fails.
 func (q *Queue) Write(line []byte) (int, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -156,7 +158,10 @@ func piece(b []byte) int {
 	if end := bytes.LastIndexByte(b[:pieceSize], '\n'); end >= 0 {
 		return end + 1
 	}
-	return bytes.IndexByte(b, '\n') + 1
+	if end := bytes.IndexByte(b, '\n'); end >= 0 {
+		return end + 1
+	}
+	return len(b)
 }
 
 func lines(b []byte) uint64 { return uint64(bytes.Count(b, []byte{'\n'})) }
