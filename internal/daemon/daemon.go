@@ -88,6 +88,7 @@ type Daemon struct {
 	live    atomic.Pointer[config.Config] // as it is now, where it may change while the daemon runs
 	limit   *logging.Limiter
 	about   [parts]logging.Latest // for whether they are there
+	carrier logging.Latest        // for whether the group's interface has one
 	done    logging.Latest        // for what it has done, and what it found
 	started time.Time
 
@@ -195,7 +196,7 @@ func newDaemon(cfg *config.Config, o Options) *Daemon {
 	for p := range d.about {
 		d.about[p] = logging.NewLatest(o.Log)
 	}
-	d.done = logging.NewLatest(o.Log)
+	d.carrier, d.done = logging.NewLatest(o.Log), logging.NewLatest(o.Log)
 	d.condition.init(d.about, d.limit)
 	d.out = newOutlet(d)
 	return d
@@ -219,7 +220,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	g.Go(func() error { return d.listen(ctx) })
 	g.Go(func() error { return d.followPath(ctx) })
 	defer func() {
-		for _, log := range append(d.about[:], d.done) {
+		for _, log := range append(d.about[:], d.carrier, d.done) {
 			log.Flush()
 		}
 	}()

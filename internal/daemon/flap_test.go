@@ -40,3 +40,28 @@ func TestAnInstanceThatComesAndGoesForHoursLeavesAShortLogThatEndsWithTheTruth(t
 		}
 	})
 }
+
+func TestACarrierThatComesAndGoesLeavesALogThatEndsWithHowItIs(t *testing.T) {
+	for _, there := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			b := startHooked(t, newHookedKernel(session.Enc4113), nil)
+			for n := range 120 {
+				b.g.plug(n%2 == 1)
+				b.checkPath()
+				time.Sleep(3 * time.Second)
+			}
+			b.g.plug(there)
+			b.checkPath()
+			time.Sleep(time.Minute)
+			var last string
+			for line := range strings.Lines(b.logs.String()) {
+				if strings.Contains(line, "carrier") {
+					last = line
+				}
+			}
+			if strings.Contains(last, "carrier back") != there {
+				t.Errorf("carrier %v, but the last line is %s", there, last)
+			}
+		})
+	}
+}

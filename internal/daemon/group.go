@@ -75,9 +75,9 @@ func (d *Daemon) use(group network) {
 	}
 	d.current.Store(&group)
 	d.out.resize(group.MaxPayload())
-	d.condition.has(theGroup)
 	d.about[theGroup].Info("joined the group", "group", local.Group, "in", local.In, "out", local.Out, "from", local.Source,
 		"mtu", local.MTU, "receive_buffer", local.ReadBuffer)
+	d.condition.has(theGroup)
 }
 
 // leave closes the group.
@@ -197,11 +197,11 @@ func (d *Daemon) checkPath() {
 	}
 	switch carrier := group.Carrier(); {
 	case carrier && !d.carrierLost.IsZero():
-		d.done.Info("the group's interface has its carrier back")
+		d.carrier.Info("the group's interface has its carrier back")
 		d.regained(d.carrierLost)
 		d.carrierLost = time.Time{}
 	case !carrier && d.carrierLost.IsZero() && change != mcast.Reopen:
-		d.limit.Warn("the group's interface has no carrier: nobody is reached", "in", group.Local().In, "out", group.Local().Out)
+		d.carrier.Warn("the group's interface has no carrier: nobody is reached", "in", group.Local().In, "out", group.Local().Out)
 		d.carrierLost = time.Now()
 	}
 }

@@ -73,7 +73,7 @@ type link struct {
 	sync    atomic.Bool                    // ss-enabled
 	doubt   atomic.Bool                    // a mask was refused: pool4 may have changed
 	flush   atomic.Int64                   // ss-flush-deadline in ns
-	full    atomic.Int64                   // sessions in the longest message; 0 where that is no fixed number
+	full    atomic.Int64                   // sessions in the longest message; 0 where shorter ones mean nothing
 	heard   chan struct{}                  // holds a token when it has announced something
 	stirred chan struct{}                  // holds a token when the instance should be looked at now
 	spoke   atomic.Int64                   // when it last announced anything, in ns after began
@@ -155,9 +155,9 @@ func (l *link) same(ctx context.Context) (nlchan.Globals, error) {
 
 func (l *link) activate() { l.once.Do(func() { close(l.active) }) }
 
-// last tells whether a message with so many sessions is the last for longer than
-// some time: one that is not full was sent since the flush deadline had passed, and
-// has emptied the module's queue.
+// last tells whether no message that is not full follows one with so many sessions
+// within some time: such a message empties the module's queue, which is sent next
+// when it is full or the flush deadline has passed.
 func (l *link) last(sessions int, within time.Duration) bool {
 	return int64(sessions) < l.full.Load() && time.Duration(l.flush.Load()) >= within
 }
@@ -234,6 +234,9 @@ func (l *link) apply() {
 	ms, _ := l.globals.Get(nlchan.SSFlushDeadline)
 	l.flush.Store(int64(ms) * int64(time.Millisecond))
 	full, _ := l.globals.Get(nlchan.SSMaxSessionsPerPacket)
+	if asap, _ := l.globals.Get(nlchan.SSFlushASAP); asap != 0 && l.Module().Version.Less(4, 1, 13) {
+		full = 0 // a message may be of any size then, and the next follows the ACK
+	}
 	l.full.Store(int64(full))
 }
 
@@ -251,9 +254,9 @@ func (d *Daemon) serve(ctx context.Context) error {
 		began := time.Now()
 		d.out.begin(l)
 		d.link.Store(l)
-		d.condition.has(theInstance)
 		d.about[theInstance].Info("in service", "instance", d.fixed.Instance, "module", l.Module().Version,
 			"wire", l.wire, "pool6", l.pool6, "masquerades", l.policy.Load().Masquerades())
+		d.condition.has(theInstance)
 		if l.misreads() {
 			d.limit.Warn("this module misreads sessions unless pool6 is a /96: it is given none; update Jool",
 				"module", l.Module().Version, "pool6", l.pool6)
@@ -366,6 +369,7 @@ func (d *Daemon) poll(ctx context.Context, l *link) error {
 		case <-timer.C:
 		case <-l.stirred:
 			interval = busyInterval
+			l.note(&l.polled) // who speaks meanwhile is seen by this look
 			if !pause(ctx, stirDelay) {
 				return ctx.Err()
 			}

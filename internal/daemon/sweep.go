@@ -70,7 +70,7 @@ func (d *Daemon) advertise(ctx context.Context, rate int, tell func(control.Prog
 	if p, err = d.sweep(ctx, l, true, rate, tell); err != nil {
 		return p, fmt.Errorf("advertise: %w", err)
 	}
-	d.done.Info("advertised the table", "sessions", p.Total, "unreadable", p.Unreadable, "datagrams", p.Datagrams,
+	d.Log.Info("advertised the table", "sessions", p.Total, "unreadable", p.Unreadable, "datagrams", p.Datagrams,
 		"failed", p.Failed, "took", time.Duration(p.Seconds*float64(time.Second)).Round(time.Millisecond))
 	return p, nil
 }
