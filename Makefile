@@ -117,7 +117,7 @@ demo:
 bench:
 	@scripts/apt-needs iproute2
 	$(GO) test -p 1 -run '^$$' -bench '$(BENCH)' -benchtime 0.3s -count 8 -timeout 2h ./internal/... >bench.new || { cat bench.new; exit 1; }
-	@grep -v 'no test files' bench.new >$(BENCHOUT); rm bench.new
+	@grep -Ev "^(ok|PASS|[?])" bench.new >$(BENCHOUT); rm bench.new
 	$(GO) tool -modfile=tools/go.mod benchstat recorded=docs/bench/native.txt now=$(BENCHOUT)
 
 bench-record:
