@@ -414,6 +414,35 @@ func (t *Table) EndSweep() { t.complete = t.sweep }
 // vanished tells whether the last complete sweep did not come by a session.
 func (t *Table) vanished(r *record) bool { return t.sweep-r.seen > t.sweep-t.complete }
 
+// Learn takes in a session of the kernel's table, as it was just read, of which
+// nothing is known yet. Nobody has been told of it: it is neither new nor this
+// kernel's own. What contradicts it is not in the kernel, whatever was believed.
+func (t *Table) Learn(s *session.Session, now time.Time) {
+	ms := t.tick(now)
+	k := keyOf(s)
+	h := t.secret.hash(&k)
+	if s.Expiration == 0 || t.find(&k, h) != 0 {
+		return
+	}
+	for _, rival := range t.rivals(&k) {
+		if rival != 0 {
+			t.counts.Displaced++
+			t.forgetRing(rival)
+		}
+	}
+	slot := uint32(0)
+	if t.room(ms) {
+		slot = t.insert(&k, h)
+	}
+	if slot == 0 {
+		t.counts.Full++
+		return
+	}
+	r := t.at(slot)
+	r.here = kindOf(s)
+	r.dies.set(ms + int64(s.Expiration))
+}
+
 // Lacks tells whether peers may lack a session of the kernel's table, as it was
 // just read: one that was never sent, that has another state or timer than they
 // know, or that lives longer by more than the refresh rule allows for. What waits
@@ -578,7 +607,7 @@ func (t *Table) judge(from uint32, s *session.Session, now int64) (Verdict, BIB)
 	k := keyOf(s)
 	h := t.secret.hash(&k)
 	slot := t.find(&k, h)
-	alive := slot != 0 && t.at(slot).dies.get() > now
+	alive := slot != 0 && t.at(slot).dies.get() > now && !t.vanished(t.at(slot))
 	kind, dies := kindOf(s), now+int64(s.Expiration)
 	if alive {
 		r := t.at(slot)

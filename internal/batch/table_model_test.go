@@ -262,6 +262,21 @@ func (m *model) unsent(ss []session.Session, retry bool) {
 	}
 }
 
+func (m *model) learn(s session.Session) {
+	k := s.Key()
+	if s.Expiration == 0 || m.known[k] != nil {
+		return
+	}
+	for _, o := range m.rivals(k) {
+		m.forget(o)
+	}
+	if !m.room() {
+		m.full++
+		return
+	}
+	m.add(&s).dies = m.now + int64(s.Expiration)
+}
+
 func (m *model) lacksNow(r *modelSession) bool {
 	return r.there == nil || !sameKind(r.there, &r.Session) || r.lacking ||
 		r.dies-r.knownDies > m.hold(&r.Session)+m.timeout(&r.Session)/100
@@ -319,7 +334,7 @@ func (m *model) accept(from uint32, s session.Session) (v Verdict, rivals []sess
 	k := s.Key()
 	r := m.known[k]
 	dies := m.now + int64(s.Expiration)
-	alive := r != nil && r.dies > m.now
+	alive := r != nil && r.dies > m.now && r.seen >= m.complete
 	if alive {
 		switch v := m.compare(r, from, &s, dies); {
 		case v == Known:
@@ -527,7 +542,13 @@ func (p *play) step() {
 		}
 		p.sent = got
 	case op == 14:
-		tab.Expire(now)
+		if p.byte()&1 == 0 {
+			tab.Expire(now)
+			break
+		}
+		s := p.session()
+		tab.Learn(&s, now)
+		m.learn(s)
 	default:
 		switch b := p.byte(); {
 		case b < 100:

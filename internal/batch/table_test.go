@@ -654,12 +654,52 @@ func TestWhatTheKernelNoLongerHasIsForgotten(t *testing.T) {
 		t.Errorf("an unfinished sweep left %+v", c)
 	}
 	tab.EndSweep()
+	if v := accept(tab, now, udp(5, 300_000-uint32(now.Milliseconds()))); v != Inject {
+		t.Errorf("what the kernel lacks is %s before it is forgotten", v)
+	}
 	lapOf()
-	if c := tab.Counts(); c.Sessions != n/3*2 || c.Vanished != n/3 {
+	if c := tab.Counts(); c.Sessions != n/3*2+1 || c.Vanished != n/3-1 {
 		t.Errorf("counted %+v", c)
 	}
 	if v := accept(tab, now, udp(2, 300_000)); v != Inject {
 		t.Errorf("what the kernel lacks is %s", v)
+	}
+	checkTable(t, tab)
+}
+
+func TestWhatTheKernelHadBeforeIsLearnt(t *testing.T) {
+	tab := NewTable(tableConfig)
+	rival := udp(2, 290_000)
+	rival.Src6[15]++
+	accept(tab, 0, udp(1, 300_000))
+	accept(tab, 0, rival) // and silently dropped by the kernel
+	for _, s := range []session.Session{udp(1, 100_000), udp(2, 100_000), udp(3, 100_000), udp(4, 0)} {
+		tab.Learn(&s, at(0))
+	}
+	if len(take(tab, 0)) != 0 {
+		t.Error("it is taken for news")
+	}
+	if c := tab.Counts(); c.Sessions != 3 || c.Displaced != 1 {
+		t.Errorf("counted %+v", c)
+	}
+	for _, c := range []struct {
+		what string
+		s    session.Session
+		want Verdict
+	}{
+		{"what was known before", udp(1, 300_000), Known},
+		{"what the kernel has", udp(2, 100_000), Known},
+		{"what would live much longer", udp(3, 300_000), Inject},
+		{"what contradicts it", rival, Conflict},
+	} {
+		if v := accept(tab, 0, c.s); v != c.want {
+			t.Errorf("%s is %s, want %s", c.what, v, c.want)
+		}
+	}
+	s := udp(5, 300_000)
+	tab.Learn(&s, at(0))
+	if !tab.Lacks(&s, at(0)) {
+		t.Error("peers do not lack what nobody told them")
 	}
 	checkTable(t, tab)
 }

@@ -108,13 +108,27 @@ func TestABIBEntryThatIsGoneAlreadyIsNoObstacle(t *testing.T) {
 	eventually(t, "the kernel has the new session", func() bool { return len(b.k.taken()) == 2 })
 }
 
+func TestAMaskIsTakenFromANodeThatHadItBeforeTheDaemonCame(t *testing.T) {
+	k := newModelKernel(session.Enc4113)
+	old := udp(1, 200_000)
+	k.table = []session.Session{old}
+	b := start(t, k, nil)
+	eventually(t, "the session is known", func() bool { return b.status(time.Now()).Table.Sessions == 1 })
+	heir := claim(old)
+	heir.Expiration = 300_000
+	b.g.in <- encode(session.Enc4113, wkp, heir)
+	eventually(t, "the kernel has the new session", func() bool { return len(b.k.taken()) == 1 })
+	if n := b.status(time.Now()).Kernel.BIBRemoved; n != 1 {
+		t.Errorf("%d BIB entries removed", n)
+	}
+}
+
 func TestANodeThatTranslatesHasNoBIBEntryRemoved(t *testing.T) {
 	k := newModelKernel(session.Enc4113)
 	old := udp(1, 200_000)
 	k.table = []session.Session{old}
 	b := start(t, k, nil)
-	b.g.in <- encode(session.Enc4113, wkp, old)
-	eventually(t, "the kernel has the session", func() bool { return len(b.k.taken()) == 1 })
+	eventually(t, "the session is known", func() bool { return b.status(time.Now()).Table.Sessions == 1 })
 	stop := make(chan struct{})
 	defer close(stop)
 	go func() { // it translates for others

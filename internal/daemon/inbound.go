@@ -152,6 +152,7 @@ func (d *Daemon) accept(l *link, from uint32, sessions []session.Session, now ti
 		return nil
 	}
 	table := d.out.table
+	table.Foresee(sessions)
 	kept := sessions[:0]
 	for _, s := range sessions {
 		switch verdict, bib := table.Accept(from, &s, now); verdict {

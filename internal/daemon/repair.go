@@ -75,8 +75,14 @@ func (r *repairs) take() repair {
 //
 // Only the table of a node that translates, or may have, is worth sending: that
 // of a backup is what it heard from others, less what it has missed since. So it
-// waits for the kernel's first word, or for silence all round.
+// waits for the kernel's first word, or for silence all round. But what the kernel
+// holds when the daemon comes must be known at once, to tell what contradicts it.
 func (d *Daemon) repair(ctx context.Context, l *link) error {
+	if err := d.learn(ctx, l); isOver(err) {
+		return err
+	} else if err != nil {
+		d.limit.Warn("cannot read the kernel's table", "instance", d.fixed.Instance, "err", err)
+	}
 	select {
 	case <-l.active:
 	case <-ctx.Done():

@@ -153,6 +153,21 @@ func (d *Daemon) sweep(ctx context.Context, l *link, all bool, rate int, tell fu
 	return p, nil
 }
 
+// learn reads l's table for what the outlet does not know yet.
+func (d *Daemon) learn(ctx context.Context, l *link) error {
+	keep := func(page []session.Session) []session.Session {
+		now := time.Now()
+		d.out.with(func(t *batch.Table) {
+			for i := range page {
+				t.Learn(&page[i], now)
+			}
+		})
+		return nil
+	}
+	_, _, err := readTable(ctx, l, nil, time.Now(), keep, func(int) error { return nil })
+	return err
+}
+
 // readTable reads the kernel's whole table and appends to table what keep keeps
 // of it. It counts what cannot be read. It takes a while, so each expiration is
 // made to count from base.

@@ -105,16 +105,32 @@ func TestTableAnEmptiedPeerGetsAllAfterAnAdvertisement(t *testing.T) {
 		l.Wait("K's daemon serves the new instance", func() (string, bool) { return k.Output(), served() > before })
 		l.t.Logf("K's daemon serves the new instance after %v", time.Since(start).Round(time.Millisecond))
 	}
+	// A daemon is not told of what the operator removes. It finds out when it goes through the table.
+	unbound := func(*Process) {
+		var script strings.Builder
+		for id := range l.K.Sessions() {
+			fmt.Fprintf(&script, "jool bib remove --%s %s#%d %s#%d\n", [...]string{"tcp", "udp"}[id.Proto],
+				id.Src6.Addr(), id.Src6.Port(), id.Src4.Addr(), id.Src4.Port())
+		}
+		l.K.Sh(script.String())
+		l.K.Advertise(Ours)
+	}
 	for _, c := range []struct {
 		name   string
 		module bool // whether it is the module's own advertisement
-	}{{"the module's", true}, {"joold's", false}} {
+		idle   int
+		empty  func(k *Process)
+	}{
+		{"the module's, to a new instance", true, 2000, remade},
+		{"joold's, to a new instance", false, 2000, remade},
+		{"joold's, to one that has lost BIB entries", false, 20, unbound},
+	} {
 		if c.module && l.J.Jool() == "4.1.9" {
 			continue // it sends nothing there
 		}
 		t.Run(c.name, func(t *testing.T) {
 			l.Part(t, Config{})
-			idle := l.IdleTable(2000, tcpEstablished/10)
+			idle := l.IdleTable(c.idle, tcpEstablished/10)
 			l.J.Load(idle)
 			daemon := Ours.With("--batch.refresh", "60s") // so that the busy sessions do not come by themselves
 			l.J.StartDaemon(daemon, SyncGroup6)
@@ -124,8 +140,8 @@ func TestTableAnEmptiedPeerGetsAllAfterAnAdvertisement(t *testing.T) {
 			stop := l.Stream(busy, 10*busy)
 			l.K.WaitCount(len(idle) + busy)
 
-			for remade(k); l.K.Count() > 0; { // busy sessions that have come by themselves would prove nothing
-				remade(k)
+			for c.empty(k); l.K.Count() > 0; { // busy sessions that have come by themselves would prove nothing
+				c.empty(k)
 			}
 			if c.module {
 				sweeps := l.J.Status(l.Instance).Table.Sweeps
@@ -161,25 +177,34 @@ func TestTableAMaskThatMovedToAnotherNodeMovesAtThePeerToo(t *testing.T) {
 		return k
 	}
 
-	t.Run("to a node that had none", func(t *testing.T) {
-		begin(t, onePort)
-		l.WaitReplies(l.Ping(), 3) // J translates all the time
-		from := l.flows()
-		defer from.close()
-		if err := from.send(a); err != nil {
-			t.Fatal(err)
-		}
-		l.K.WaitMasks(map[int]uint16{a: p})
-		l.J.Run("jool", "bib", "remove", "--udp", fmt.Sprintf("2001:db8::8#%d", firstSource+a), fmt.Sprintf("192.0.2.1#%d", p))
-		if err := from.send(b); err != nil {
-			t.Fatal(err)
-		}
-		l.J.WaitMasks(map[int]uint16{b: p})
-		l.K.WaitMasks(map[int]uint16{b: p})
-		if n := l.K.Status(l.Instance).Kernel.BIBRemoved; n != 1 {
-			t.Errorf("%d BIB entries were removed in K", n)
-		}
-	})
+	for _, restart := range []bool{false, true} {
+		t.Run(map[bool]string{false: "to a node that had none", true: "while K's daemon was started anew"}[restart], func(t *testing.T) {
+			k := begin(t, onePort)
+			l.WaitReplies(l.Ping(), 3) // J translates all the time
+			from := l.flows()
+			defer from.close()
+			if err := from.send(a); err != nil {
+				t.Fatal(err)
+			}
+			l.K.WaitMasks(map[int]uint16{a: p})
+			if restart {
+				if err := k.Stop(); err != nil {
+					t.Fatal(err)
+				}
+				l.K.StartDaemon(Ours, SyncGroup6)
+				l.K.WaitInService()
+			}
+			l.J.Run("jool", "bib", "remove", "--udp", fmt.Sprintf("2001:db8::8#%d", firstSource+a), fmt.Sprintf("192.0.2.1#%d", p))
+			if err := from.send(b); err != nil {
+				t.Fatal(err)
+			}
+			l.J.WaitMasks(map[int]uint16{b: p})
+			l.K.WaitMasks(map[int]uint16{b: p})
+			if n := l.K.Status(l.Instance).Kernel.BIBRemoved; n != 1 {
+				t.Errorf("%d BIB entries were removed in K", n)
+			}
+		})
+	}
 
 	t.Run("from a node that has another now", func(t *testing.T) {
 		begin(t, twoPorts)
