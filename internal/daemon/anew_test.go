@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -51,18 +52,22 @@ func TestAnInstanceThatWasMadeAnewBetweenTwoLooksIsTakenForAnother(t *testing.T)
 func TestWhatAnInstanceThatWentAwayWasNotGivenIsCountedAsDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newModelKernel(session.Enc4113)
+		k.addTime = time.Second
 		b := start(t, k, nil)
-		time.Sleep(time.Millisecond)
-		k.set(func() { k.addErr = nlchan.ErrNoInstance })
 		const most = 3 * perAdd
-		for _, some := range [][]session.Session{distinct(most)[:perAdd], distinct(most)[perAdd : 2*perAdd], distinct(most)[2*perAdd:]} {
-			b.g.in <- encode(session.Enc4113, wkp, some...)
+		some := distinct(1 + most)
+		b.g.in <- encode(session.Enc4113, wkp, some[0]) // while it is added, the others come
+		time.Sleep(time.Millisecond)
+		for chunk := range slices.Chunk(some[1:], perAdd) {
+			b.g.in <- encode(session.Enc4113, wkp, chunk...)
 		}
+		time.Sleep(k.addTime * 3 / 2)
+		k.set(func() { k.addErr = nlchan.ErrNoInstance })
 		next := newModelKernel(session.Enc4113)
 		b.dials <- dialled{k: next}
 		time.Sleep(time.Second)
 		s := b.status(time.Now())
-		if s.Kernel.Dropped != most || len(k.taken()) > 0 || len(next.taken()) > 0 {
+		if s.Kernel.Dropped != most || len(k.taken()) != 1 || len(next.taken()) > 0 {
 			t.Errorf("%d of %d sessions were dropped; the instances were given %d and %d", s.Kernel.Dropped, most, len(k.taken()), len(next.taken()))
 		}
 	})

@@ -46,7 +46,7 @@ func TestLateACKsFollowTheLastMessageAFlushDeadlineApartAndThenNone(t *testing.T
 					after = append(after, d)
 				}
 			}
-			if len(after) != lateACKs || after[0] > apart { // the first message sets the time
+			if len(after) != lateACKs || after[0] > apart { // none follows the others
 				t.Fatalf("flush deadline %d ms: ACKs %v after the last message", ms, after)
 			}
 			for i := 1; i < len(after); i++ {
@@ -74,7 +74,7 @@ func TestAMessageIsFollowedByFourACKsAndOneAmongThemByFourAgain(t *testing.T) {
 		for _, at := range acks() {
 			after = append(after, at.Sub(began))
 		}
-		if want := []time.Duration{24 * ms, 48 * ms, 72 * ms, 96 * ms, 120 * ms, 144 * ms}; !slices.Equal(after, want) {
+		if want := []time.Duration{24 * ms, 48 * ms, 74 * ms, 98 * ms, 122 * ms, 146 * ms}; !slices.Equal(after, want) {
 			t.Errorf("ACKs after %v, want %v", after, want)
 		}
 	})
@@ -130,6 +130,43 @@ func TestNothingWaitsForCompanyThatWouldComeTooLate(t *testing.T) {
 			if all, _ := b.g.sent(wkp); len(all) != want {
 				t.Errorf("with a flush deadline of %d ms and %v to wait for company, %d sessions were sent at once, want %d", c.flush, c.waits, len(all), want)
 			}
+		})
+	}
+}
+
+func TestMessagesThatFollowEachOtherAreTakenByTheHandful(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		sessions int
+		capacity uint32
+		handful  bool
+	}{
+		{"full messages", 20, restCapacity, true},
+		{"messages that are not full", 19, restCapacity, false},
+		{"a small queue", 20, restCapacity - 1, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := newHookedKernel(session.Enc4113)
+				k.globals.Set(nlchan.SSMaxSessionsPerPacket, 20)
+				k.globals.Set(nlchan.SSCapacity, c.capacity)
+				b := startHooked(t, k, nil)
+				time.Sleep(time.Minute)
+				heard, most := b.count.kernelMessages.Load(), uint64(0)
+				for range 100 {
+					k.announced <- encode(session.Enc4113, wkp, distinct(c.sessions)...)
+					time.Sleep(restTime / 3)
+					now := b.count.kernelMessages.Load()
+					most, heard = max(most, now-heard), now
+				}
+				if handful := most > 1; handful != c.handful {
+					t.Errorf("up to %d messages are taken at a time", most)
+				}
+				time.Sleep(time.Second)
+				if left := len(k.announced); left > 0 {
+					t.Errorf("%d messages were not taken", left)
+				}
+			})
 		})
 	}
 }

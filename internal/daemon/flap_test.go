@@ -47,11 +47,11 @@ func TestACarrierThatComesAndGoesLeavesALogThatEndsWithHowItIs(t *testing.T) {
 			b := startHooked(t, newHookedKernel(session.Enc4113), nil)
 			for n := range 120 {
 				b.g.plug(n%2 == 1)
-				b.checkPath()
+				b.pathEvents <- struct{}{}
 				time.Sleep(3 * time.Second)
 			}
 			b.g.plug(there)
-			b.checkPath()
+			b.pathEvents <- struct{}{}
 			time.Sleep(time.Minute)
 			var last string
 			for line := range strings.Lines(b.logs.String()) {

@@ -16,6 +16,10 @@ import (
 const (
 	readBatch = 64 // datagrams per system call
 
+	// largeDatagram is a size, in bytes, that a datagram has when its sender has more
+	// to say than fits one.
+	largeDatagram = 1000
+
 	// perAdd is how many sessions one injection holds. While the kernel inserts
 	// them, translation waits for the table's lock and ACKs for generic netlink's.
 	perAdd = 250
@@ -53,6 +57,7 @@ func (in *intake) read(ctx context.Context, group network) {
 	d := in.d
 	for {
 		d.work.listening.end()
+		asked := time.Now()
 		n, err := group.ReadBatch(in.datagrams)
 		d.work.listening.begin()
 		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
@@ -69,9 +74,14 @@ func (in *intake) read(ctx context.Context, group network) {
 			continue
 		}
 		now := time.Now()
-		l := d.link.Load()
+		l, large := d.link.Load(), false
 		for i := range in.datagrams[:n] {
 			in.accept(l, &in.datagrams[i], now)
+			large = large || len(in.datagrams[i].Payload) >= largeDatagram
+		}
+		if large && now.Sub(asked) > atOnce { // others follow: they are taken together, and given to the kernel together
+			d.work.listening.end()
+			time.Sleep(restTime)
 		}
 	}
 }

@@ -64,24 +64,25 @@ const (
 // link is an instance for as long as it stays the same one.
 type link struct {
 	kernel
-	watcher watcher // tells when the module is removed
-	pool6   session.Pool6
-	wire    session.Encoding               // what is sent for it
-	inbox   *batch.Inbox                   // what is to be given to it
-	refused *batch.Inbox                   // what was refused for its mask
-	policy  atomic.Pointer[session.Policy] // what is accepted for it
-	sync    atomic.Bool                    // ss-enabled
-	doubt   atomic.Bool                    // a mask was refused: pool4 may have changed
-	flush   atomic.Int64                   // ss-flush-deadline in ns
-	full    atomic.Int64                   // sessions in the longest message; 0 where shorter ones mean nothing
-	heard   chan struct{}                  // holds a token when it has announced something
-	stirred chan struct{}                  // holds a token when the instance should be looked at now
-	spoke   atomic.Int64                   // when it last announced anything, in ns after began
-	seen    atomic.Int64                   // when it was last known to be there still, in ns after began
-	polled  atomic.Int64                   // when its settings were last read, likewise
-	began   time.Time
-	active  chan struct{} // closed once it is known, or likely, that the node translates
-	once    sync.Once     // closes active
+	watcher  watcher // tells when the module is removed
+	pool6    session.Pool6
+	wire     session.Encoding               // what is sent for it
+	inbox    *batch.Inbox                   // what is to be given to it
+	refused  *batch.Inbox                   // what was refused for its mask
+	policy   atomic.Pointer[session.Policy] // what is accepted for it
+	sync     atomic.Bool                    // ss-enabled
+	doubt    atomic.Bool                    // a mask was refused: pool4 may have changed
+	flush    atomic.Int64                   // ss-flush-deadline in ns
+	full     atomic.Int64                   // sessions in the longest message; 0 where shorter ones mean nothing
+	capacity atomic.Int64                   // ss-capacity, in sessions
+	heard    chan struct{}                  // holds a token when it has announced something
+	stirred  chan struct{}                  // holds a token when the instance should be looked at now
+	spoke    atomic.Int64                   // when it last announced anything, in ns after began
+	seen     atomic.Int64                   // when it was last known to be there still, in ns after began
+	polled   atomic.Int64                   // when its settings were last read, likewise
+	began    time.Time
+	active   chan struct{} // closed once it is known, or likely, that the node translates
+	once     sync.Once     // closes active
 
 	contests, contestsLater chan conflict // to be resolved at once, and after contestAfter
 
@@ -162,6 +163,13 @@ func (l *link) last(sessions int, within time.Duration) bool {
 	return int64(sessions) < l.full.Load() && time.Duration(l.flush.Load()) >= within
 }
 
+// crowded tells whether a message with so many sessions may be left waiting for
+// others: it is full, and the module's queue is large.
+func (l *link) crowded(sessions int) bool {
+	full := l.full.Load()
+	return full > 0 && int64(sessions) >= full && l.capacity.Load() >= restCapacity
+}
+
 // flushDeadline is the time between ACKs that drain the module's queue.
 func (l *link) flushDeadline() time.Duration {
 	return min(max(time.Duration(l.flush.Load()), 10*time.Millisecond), time.Second)
@@ -233,6 +241,8 @@ func (l *link) apply() {
 	l.sync.Store(l.globals.SyncEnabled)
 	ms, _ := l.globals.Get(nlchan.SSFlushDeadline)
 	l.flush.Store(int64(ms) * int64(time.Millisecond))
+	capacity, _ := l.globals.Get(nlchan.SSCapacity)
+	l.capacity.Store(int64(capacity))
 	full, _ := l.globals.Get(nlchan.SSMaxSessionsPerPacket)
 	if asap, _ := l.globals.Get(nlchan.SSFlushASAP); asap != 0 && l.Module().Version.Less(4, 1, 13) {
 		full = 0 // a message may be of any size then, and the next follows the ACK

@@ -37,6 +37,17 @@ const (
 	// kernelTick is the kernel's, at its longest but for rare builds: an ACK that
 	// comes one earlier than the flush deadline finds it not passed.
 	kernelTick = 4 * time.Millisecond
+
+	// restTime is for how long the kernel's queue is left alone after a full message
+	// that had to be waited for. Where so much is announced, messages are then there
+	// when they are asked for, several in a row, instead of waking the daemon one by
+	// one, which is most of what they cost. Meanwhile restCapacity, which is what
+	// the queue gets by default, has room for a million sessions a second.
+	restTime     = 15 * time.Millisecond
+	restCapacity = 16384
+
+	// atOnce is the time within which a message, or a datagram, comes that was there.
+	atOnce = time.Millisecond
 )
 
 // hear takes what the kernel announces and hands it to the outlet. The channel
@@ -47,8 +58,10 @@ func (d *Daemon) hear(ctx context.Context, l *link) error {
 	var heard []session.Session
 	for {
 		d.work.hearing.end()
+		asked := time.Now()
 		m, err := l.Receive(buf)
 		d.work.hearing.begin()
+		waited := time.Since(asked) > atOnce
 		if errors.Is(err, nlchan.ErrOverrun) {
 			d.count.overruns.Add(1)
 			d.limit.Warn("the kernel announced faster than the daemon heard: its table will be swept", "instance", d.fixed.Instance)
@@ -78,11 +91,16 @@ func (d *Daemon) hear(ctx context.Context, l *link) error {
 		if d.debugs(ctx) {
 			d.Log.Debug("the kernel announced", "sessions", r.Read, "bytes", len(m.Entries))
 		}
-		d.out.announce(heard, l.last(r.Read+r.BadTotal(), d.live.Load().BatchDeadline), time.Now())
+		announced := r.Read + r.BadTotal()
+		d.out.announce(heard, l.last(announced, d.live.Load().BatchDeadline), time.Now())
+		if waited && l.crowded(announced) {
+			d.work.hearing.end()
+			time.Sleep(restTime)
+		}
 	}
 }
 
-// drain sends the late ACKs.
+// drain sends the late ACKs: none while messages follow each other.
 func (d *Daemon) drain(ctx context.Context, l *link) error {
 	tick := time.NewTimer(time.Hour)
 	defer tick.Stop()
@@ -93,11 +111,19 @@ func (d *Daemon) drain(ctx context.Context, l *link) error {
 			return ctx.Err()
 		}
 		for left := lateACKs; left > 0; left-- {
-			tick.Reset(l.flushDeadline() + kernelTick)
-			select {
-			case <-tick.C:
-			case <-ctx.Done():
-				return ctx.Err()
+			apart := l.flushDeadline() + kernelTick
+			for wait := apart; wait > 0; wait = apart - l.since(&l.spoke) {
+				tick.Reset(wait)
+				select {
+				case <-tick.C:
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+				select {
+				case <-l.heard:
+					left = lateACKs
+				default:
+				}
 			}
 			if !l.sync.Load() { // each ACK would be a line in the kernel's log
 				break
@@ -106,11 +132,6 @@ func (d *Daemon) drain(ctx context.Context, l *link) error {
 				return err
 			} else if err != nil {
 				d.limit.Warn("cannot acknowledge", "instance", d.fixed.Instance, "err", err)
-			}
-			select {
-			case <-l.heard:
-				left = lateACKs
-			default:
 			}
 		}
 	}
