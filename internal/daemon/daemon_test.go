@@ -59,6 +59,7 @@ type modelKernel struct {
 	gone      error
 	addErr    error
 	dumping   func() // runs while the table is being read
+	dumped    int    // protocols of which the table has been read
 }
 
 func newModelKernel(e session.Encoding) *modelKernel {
@@ -130,6 +131,7 @@ func (k *modelKernel) Sessions(_ context.Context, proto session.Proto, _ session
 			return err
 		}
 	}
+	k.set(func() { k.dumped++ })
 	if k.senseless > 0 {
 		return &nlchan.Error{Op: "dump", Err: &nlchan.UnreadableError{Count: k.senseless}}
 	}
@@ -372,8 +374,13 @@ func startLevel(t *testing.T, k *modelKernel, change func(*config.Config), level
 			return d.k, d.err
 		}
 	}
+	stuck := k.dumping != nil
 	b.run()
 	eventually(t, "the daemon is in service", b.serves)
+	eventually(t, "the kernel's table is known", func() (known bool) {
+		k.set(func() { known = k.dumped >= len(session.Protos) })
+		return known || stuck
+	})
 	return b
 }
 
@@ -758,9 +765,11 @@ func TestAnAdvertisementDoesNotTurnBackWhatWasAnnouncedMeanwhile(t *testing.T) {
 	k := newModelKernel(session.Enc4113)
 	k.table = []session.Session{udp(1, 100_000), udp(2, 100_000)}
 	b := start(t, k, nil)
-	k.dumping = sync.OnceFunc(func() {
-		k.announced <- encode(session.Enc4113, wkp, udp(1, 300_000))
-		eventually(t, "the announcement is out", func() bool { all, _ := b.g.sent(wkp); return len(all) == 1 })
+	k.set(func() {
+		k.dumping = sync.OnceFunc(func() {
+			k.announced <- encode(session.Enc4113, wkp, udp(1, 300_000))
+			eventually(t, "the announcement is out", func() bool { all, _ := b.g.sent(wkp); return len(all) == 1 })
+		})
 	})
 	if _, err := advertise(b, 0); err != nil {
 		t.Fatal(err)
