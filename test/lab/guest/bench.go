@@ -182,4 +182,3 @@ func (n *Node) Growth(want int, patience time.Duration) (took time.Duration) {
 	})
 	return took
 }
-
