@@ -125,7 +125,7 @@ bench-record:
 	cp bench.out docs/bench/native.txt
 
 bench-lab:
-	$(GO) run -tags lab ./test/lab/bench
+	$(GO) run ./test/lab/bench
 
 clean:
 	rm -f joold bench.new bench.out bench-some.out

@@ -3,24 +3,26 @@ package guest
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/mdlayher/netlink"
-
-	"joold/internal/session"
 )
 
 // A Figure is what a workload cost with a daemon on both nodes, from its beginning until both have come to rest. J translates.
 type Figure struct {
 	Jool, Workload, Daemon string
-	Packets                int     // translated by J in that time
-	Seconds                float64 // that making them took, or the advertisement to be in K as far as it ever was
-	Datagrams              int     // sent by J over the sync link
+	Packets                int     // that J was to translate
+	Seconds                float64 // that sending them took; of an advertisement, until the last session that ever was in K was there
+	Datagrams              int     // sent by J, over UDP
 	Injected               int     // entries given to K's kernel
 	AtPeer, Of             int     // sessions in K, and in J
 	TicksJ, TicksK         int     // of 10 ms, that the daemons were on a processor, in their own code or in the kernel for it
+	SystemJ, SystemK       int     // those of them in the kernel; it tells the two apart by sampling
+	SleepsJ, SleepsK       int     // times that the daemons' threads went to sleep
+	Messages               int     // of J's module to its daemon; -1 where it does not count them
 	Dropped                int     // entries for which J's module had no room; -1 where it does not count them
 	ResidentJ, ResidentK   int     // KiB, at most
 }
@@ -30,82 +32,156 @@ const FigureMark = "FIGURE "
 
 // usage is what has been used at some time.
 type usage struct {
-	packets, bytes, ticksJ, ticksK int
-	rcvd, dropped                  int
+	sent, bytes, read int // datagrams and bytes sent by J; datagrams read by K's daemon
+	injected, dropped int
+	messages          int
+	ticksJ, systemJ   int
+	ticksK, systemK   int
+	sleepsJ, sleepsK  int
 }
 
 // The module's statistics, from 4.1.13 to 4.1.15.
 const (
 	statSSSRcvd    = 77 // JSTAT_JOOLD_SSS_RCVD
 	statSSSNoSpace = 78 // JSTAT_JOOLD_SSS_ENOSPC
+	statPktSent    = 79 // JSTAT_JOOLD_PKT_SENT
 )
 
-// Measure does some work with daemons on J and K and says what it cost. The work returns how many packets it had translated and how long it took.
-func (l *Lab) Measure(workload, daemon string, j, k *Process, work func() (packets int, took time.Duration)) {
+// A Bench is two daemons at work.
+type Bench struct {
+	*Lab
+	Workload, Daemon string
+	j, k             *Process
+	ours             bool // K's daemon can be asked
+}
+
+// Bench starts daemons on J and K and waits until both serve.
+func (l *Lab) Bench(workload, name string, j, k Daemon) *Bench {
 	l.t.Helper()
-	before := l.usage(j, k)
+	b := &Bench{Lab: l, Workload: workload, Daemon: name, ours: k.ours}
+	b.j, b.k = l.J.StartDaemon(j, SyncGroup6), l.K.StartDaemon(k, SyncGroup6)
+	for n, d := range map[*Node]Daemon{l.J: j, l.K: k} {
+		if d.ours {
+			n.WaitInService()
+		}
+	}
+	b.rest() // what a daemon does once is no part of what is measured
+	return b
+}
+
+// Measure does some work and says what it cost. The work returns how many packets it had translated and how long it took.
+func (b *Bench) Measure(work func() (packets int, took time.Duration)) {
+	b.t.Helper()
+	before := b.usage()
 	packets, took := work()
-	after := l.rest(j, k)
+	after := b.rest()
 	f := Figure{
-		Jool: l.J.Jool(), Workload: workload, Daemon: daemon, Packets: packets, Seconds: took.Seconds(),
-		Datagrams: after.packets - before.packets, AtPeer: l.K.Count(), Of: l.J.Count(),
+		Jool: b.J.Jool(), Workload: b.Workload, Daemon: b.Daemon, Packets: packets, Seconds: took.Seconds(),
+		Datagrams: after.sent - before.sent, Injected: after.injected - before.injected, Dropped: after.dropped - before.dropped,
+		Messages: after.messages - before.messages, AtPeer: b.K.Count(), Of: b.J.Count(),
 		TicksJ: after.ticksJ - before.ticksJ, TicksK: after.ticksK - before.ticksK,
-		Injected: after.rcvd - before.rcvd, Dropped: after.dropped - before.dropped,
+		SystemJ: after.systemJ - before.systemJ, SystemK: after.systemK - before.systemK,
+		SleepsJ: after.sleepsJ - before.sleepsJ, SleepsK: after.sleepsK - before.sleepsK,
 	}
-	if !l.countsSync() {
-		// Nothing but whole entries is in a datagram, beside its headers.
-		const headers = 14 + 40 + 8
-		f.Injected = (after.bytes - before.bytes - headers*f.Datagrams) / session.Enc4111.EntrySize()
-		f.Dropped = -1
+	if !b.countsSync() {
+		f.Dropped, f.Messages = -1, -1
+		if !b.ours && f.Datagrams > 0 {
+			// Whole entries are all that is in a C daemon's datagram. What was lost on the way to K's daemon is as full as the rest.
+			entries := (after.bytes - before.bytes - datagramHeaders*f.Datagrams) / nestedEntry
+			f.Injected = entries * (after.read - before.read) / f.Datagrams
+		}
 	}
-	_, f.ResidentJ = j.Memory()
-	_, f.ResidentK = k.Memory()
+	_, f.ResidentJ = b.j.Memory()
+	_, f.ResidentK = b.k.Memory()
 	line, err := json.Marshal(f)
 	if err != nil {
-		l.t.Fatalf("%v", err)
+		b.t.Fatalf("%v", err)
 	}
-	l.t.Logf("%s%s", FigureMark, line)
+	b.t.Logf("%s%s", FigureMark, line)
 }
+
+const (
+	datagramHeaders = 14 + 40 + 8 // Ethernet, IPv6, UDP: the interface counts them
+	// nestedEntry is the size of an entry up to 4.1.11: its header, four addresses with ports, protocol, state and timer, expiration.
+	nestedEntry = 4 + 2*(4+20+8) + 2*(4+8+8) + 3*8 + 8
+)
 
 // countsSync tells whether the module counts what it does for session synchronization.
 func (l *Lab) countsSync() bool { return l.J.Jool() != "4.1.9" }
 
 // rest waits until neither daemon does anything any more, not even what Jool's own timer has it do each 2 s.
-func (l *Lab) rest(j, k *Process) usage {
-	l.t.Helper()
-	const quiet = 5 * time.Second
-	last, since := l.usage(j, k), time.Now()
+func (b *Bench) rest() usage {
+	b.t.Helper()
+	const quiet = 3 * time.Second
+	last, since := b.usage(), time.Now()
 	for deadline := time.Now().Add(limit); time.Since(since) < quiet; time.Sleep(time.Second) {
-		now := l.usage(j, k)
+		now := b.usage()
 		// An idle daemon uses a tick now and then.
-		if now.packets > last.packets+2 || now.rcvd != last.rcvd || now.ticksJ > last.ticksJ+5 || now.ticksK > last.ticksK+5 {
+		if now.sent != last.sent || now.injected != last.injected || now.ticksJ > last.ticksJ+10 || now.ticksK > last.ticksK+10 {
 			last, since = now, time.Now()
 		}
 		if time.Now().After(deadline) {
-			l.t.Logf("the daemons do not come to rest within %v", limit)
+			b.t.Logf("the daemons do not come to rest within %v", limit)
 			break
 		}
 	}
-	return l.usage(j, k)
+	return b.usage()
 }
 
-func (l *Lab) usage(j, k *Process) (u usage) {
-	l.t.Helper()
-	const tick = 10 * time.Millisecond
-	u.ticksJ, u.ticksK = int(j.Busy()/tick), int(k.Busy()/tick)
-	for name, value := range map[string]*int{"tx_packets": &u.packets, "tx_bytes": &u.bytes} {
-		text := l.J.Run("cat", "/sys/class/net/eth2/statistics/"+name)
-		n, err := strconv.Atoi(strings.TrimSpace(text))
+func (b *Bench) usage() (u usage) {
+	b.t.Helper()
+	u.ticksJ, u.systemJ = b.j.ticks()
+	u.ticksK, u.systemK = b.k.ticks()
+	u.sleepsJ, u.sleepsK = b.j.Sleeps(), b.k.Sleeps()
+	u.sent, u.read = b.J.udp6("Udp6OutDatagrams"), b.K.udp6("Udp6InDatagrams")
+	u.bytes = b.number(strings.TrimSpace(b.J.Run("cat", "/sys/class/net/eth2/statistics/tx_bytes")))
+	switch {
+	case b.countsSync():
+		b.K.asking(func(k *jool) (err error) { u.injected, err = k.stat(statSSSRcvd); return err })
+		b.J.asking(func(j *jool) (err error) { u.dropped, err = j.stat(statSSSNoSpace); return err })
+		b.J.asking(func(j *jool) (err error) { u.messages, err = j.stat(statPktSent); return err })
+	case b.ours:
+		status, err := b.K.status()
 		if err != nil {
-			l.t.Fatalf("%s: %v", name, err)
+			b.t.Fatalf("%v", err)
 		}
-		*value = n
-	}
-	if l.countsSync() {
-		l.K.asking(func(k *jool) (err error) { u.rcvd, err = k.stat(statSSSRcvd); return err })
-		l.J.asking(func(j *jool) (err error) { u.dropped, err = j.stat(statSSSNoSpace); return err })
+		u.injected = int(status.Kernel.Injected)
 	}
 	return u
+}
+
+// udp6 is one of the counters that the node's kernel keeps of UDP over IPv6. Nothing but its daemon uses that.
+func (n *Node) udp6(name string) int {
+	n.lab.t.Helper()
+	for line := range strings.Lines(n.Run("cat", "/proc/net/snmp6")) {
+		if f := strings.Fields(line); len(f) == 2 && f[0] == name {
+			return n.lab.number(f[1])
+		}
+	}
+	n.lab.t.Fatalf("%s: the kernel does not count %s", n.Name, name)
+	return 0
+}
+
+func (l *Lab) number(text string) int {
+	l.t.Helper()
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		l.t.Fatalf("%v", err)
+	}
+	return n
+}
+
+// ticks are those of 10 ms that a process has been on a processor, and those of them in the kernel. Only for nodes of this machine.
+func (p *Process) ticks() (all, system int) {
+	p.node.lab.t.Helper()
+	text, err := os.ReadFile("/proc/" + p.pid() + "/stat")
+	if err != nil {
+		p.node.lab.t.Fatalf("%q: %v", p.args, err)
+	}
+	_, rest, _ := strings.Cut(string(text), ") ")
+	f := strings.Fields(rest)
+	system = p.node.lab.number(f[12])
+	return p.node.lab.number(f[11]) + system, system
 }
 
 // stat is one of the instance's statistics.
@@ -132,53 +208,63 @@ func (j *jool) stat(id uint16) (int, error) {
 	return 0, fmt.Errorf("Jool's statistics lack number %d: %w", id, ad.Err())
 }
 
-// Packets sends n packets in some flows in turn, at a rate per second (0: as fast as it goes), and returns how long it took.
+// Packets sends n packets from n6 to n4 in some flows in turn, at a rate per second (0: as fast as it goes), and returns how long it took.
 func (l *Lab) Packets(n, flows, rate int) (took time.Duration) {
+	l.t.Helper()
+	_, took = l.packets(n, flows, rate, limit)
+	return took
+}
+
+// Minute is Packets for a minute; it also returns how many the guest made of them.
+func (l *Lab) Minute(flows, rate int) (n int, took time.Duration) {
+	l.t.Helper()
+	return l.packets(60*rate, flows, rate, time.Minute)
+}
+
+func (l *Lab) packets(most, flows, rate int, within time.Duration) (n int, took time.Duration) {
 	l.t.Helper()
 	from := l.flows()
 	defer from.close()
-	start := time.Now()
-	for i := range n {
+	for start := time.Now(); n < most && took < within; n++ {
 		if rate > 0 {
-			time.Sleep(time.Until(start.Add(time.Duration(i) * time.Second / time.Duration(rate))))
+			time.Sleep(time.Until(start.Add(time.Duration(n) * time.Second / time.Duration(rate))))
 		}
-		if err := from.send(i % flows); err != nil {
-			l.t.Fatalf("send packet %d from n6: %v", i, err)
+		if err := from.send(n % flows); err != nil {
+			l.t.Fatalf("send packet %d from n6: %v", n, err)
 		}
+		took = time.Since(start)
 	}
-	return time.Since(start)
+	return n, took
 }
 
-// Pair starts a daemon on both nodes and waits until both serve.
-func (l *Lab) Pair(d Daemon) (j, k *Process) {
-	l.t.Helper()
-	j, k = l.J.StartDaemon(d, SyncGroup6), l.K.StartDaemon(d, SyncGroup6)
-	if d.ours {
-		l.J.WaitInService()
-		l.K.WaitInService()
-		time.Sleep(4 * time.Second) // for what a daemon does once
-	}
-	return j, k
-}
-
-// Growth waits until the node has so many sessions, or for a while no more of them, and returns how long it took to be there.
-func (n *Node) Growth(want int, patience time.Duration) (took time.Duration) {
-	n.lab.t.Helper()
+// Advertise has J's daemon advertise, and returns how long it took until the last session that ever was in K was there: until K has so many, or no
+// more of them for a while, or the time is up.
+func (b *Bench) Advertise(d Daemon, want int) (took time.Duration) {
+	b.t.Helper()
+	const patience, bound = 10 * time.Second, 2 * time.Minute // 500,000 sessions take ours 100 s, at its usual rate
 	start := time.Now()
-	n.asking(func(j *jool) error {
-		most, last := -1, start
+	advertisement := b.J.Start(d.advertise(b.J)...)
+	b.K.asking(func(j *jool) error {
+		most, last := 0, start
 		for {
 			have, err := j.count()
 			now := time.Now()
 			if have > most {
 				most, last = have, now
 			}
-			if err != nil || have >= want || now.Sub(last) > patience {
+			if err != nil || have >= want || now.Sub(last) > patience || now.Sub(start) > bound {
 				took = last.Sub(start)
 				return err
 			}
 			time.Sleep(50 * time.Millisecond)
 		}
+	})
+	b.Wait("the advertisement has ended", func() (string, bool) {
+		ended, err := advertisement.Ended()
+		if err != nil {
+			b.t.Fatalf("advertise: %v: %s", err, advertisement.Output())
+		}
+		return advertisement.Output(), ended
 	})
 	return took
 }

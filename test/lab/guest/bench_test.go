@@ -7,139 +7,108 @@ import (
 	"time"
 )
 
-// What follows is measured by make bench-lab, and no part of make test: nothing here fails for being slow.
+// What follows is measured by make bench-lab and left out of make test: nothing here fails for being slow. What is short is measured in several
+// rounds on the newest Jool, the daemons in turn, and its median is told.
 
 const (
-	steadyFlows   = 1000
-	steadyPackets = 80 * steadyFlows
-	perSecond     = 8000 // as much of it as the guest can do
+	steadyFlows = 1000
+	perSecond   = 8000 // as much of it as the guest can do
+	oneAge      = tcpEstablished / 10
 )
 
-var oursRare = named("ours, refresh 60s", Ours.With("--batch.refresh", "60s"))
+var (
+	oursRare = named("ours, refresh 60s", Ours.With("--batch.refresh", "60s"))
+	oursKeep = named("ours, ss-capacity kept", Ours.With("--mod.capacity", "keep"))
+)
 
 func named(name string, d Daemon) Daemon {
 	d.Name = name
 	return d
 }
 
-func TestBenchSteadyTraffic(t *testing.T) {
+// rounds runs f with each daemon in turn, round after round, each time with empty tables.
+func rounds(t *testing.T, n int, workload string, daemons []Daemon, f func(*Bench, Daemon)) {
 	l := New(t, Config{NoInstance: true})
-	for _, d := range []Daemon{C, Ours, oursRare} {
-		t.Run(d.Name, func(t *testing.T) {
-			l.Part(t, Config{})
-			j, k := l.Pair(d)
-			start := time.Now()
-			l.Measure("1,000 flows, 80 packets each", d.Name, j, k, func() (int, time.Duration) {
-				return steadyPackets, l.Packets(steadyPackets, steadyFlows, perSecond)
-			})
-			if l.J.Jool() != "4.1.15" || d.Name == Ours.Name { // it takes minutes
-				return
-			}
-			const rate = 1000
-			if left := time.Minute - time.Since(start); d.ours && left > 0 { // refreshes become rarer
-				l.Packets(int(left.Seconds()*rate), steadyFlows, rate)
-			}
-			l.Measure("1,000 flows, 60 packets each in a later minute", d.Name, j, k, func() (int, time.Duration) {
-				return 60 * rate, l.Packets(60*rate, steadyFlows, rate)
-			})
-		})
+	if l.J.Jool() != "4.1.15" {
+		n = 1
 	}
+	for range n {
+		for _, d := range daemons {
+			t.Run(d.Name, func(t *testing.T) {
+				l.Part(t, Config{})
+				f(l.Bench(workload, d.Name, d, d), d)
+			})
+		}
+	}
+}
+
+func TestBenchSteadyTraffic(t *testing.T) {
+	rounds(t, 2, "steady", []Daemon{C, Ours, oursRare}, func(b *Bench, _ Daemon) {
+		b.Measure(func() (int, time.Duration) {
+			return 80 * steadyFlows, b.Packets(80*steadyFlows, steadyFlows, perSecond)
+		})
+	})
+}
+
+// Refreshes become rarer as a session grows old, so the first minute is not measured. The C daemon does the same in any minute.
+func TestBenchSteadyTrafficLater(t *testing.T) {
+	rounds(t, 1, "later", []Daemon{C, oursRare}, func(b *Bench, d Daemon) {
+		if d.ours {
+			b.Minute(steadyFlows, perSecond)
+		}
+		b.Measure(func() (int, time.Duration) { return b.Minute(steadyFlows, perSecond) })
+	})
 }
 
 func TestBenchNewFlows(t *testing.T) {
-	l := New(t, Config{NoInstance: true})
-	for _, d := range []Daemon{C, Ours} {
-		t.Run(d.Name, func(t *testing.T) {
-			l.Part(t, Config{})
-			j, k := l.Pair(d)
-			l.Measure("40,000 new flows", d.Name, j, k, func() (int, time.Duration) {
-				return 40_000, l.Packets(40_000, 40_000, perSecond)
-			})
-		})
-	}
+	rounds(t, 3, "new", []Daemon{C, Ours}, func(b *Bench, _ Daemon) {
+		b.Measure(func() (int, time.Duration) { return 40_000, b.Packets(40_000, 40_000, perSecond) })
+	})
 }
 
-func TestBenchAdvertisement(t *testing.T) {
-	l := New(t, Config{NoInstance: true})
-	table := l.IdleTable(40_000, tcpEstablished/10)
-	for _, d := range []Daemon{C, Ours} {
-		t.Run(d.Name, func(t *testing.T) {
-			l.Part(t, Config{})
-			if !d.ours && !l.countsSync() {
-				return // the module of 4.1.9 sends nothing
-			}
-			j, k := l.Pair(d)
-			l.J.Load(table)
-			l.Measure("40,000 sessions of mixed ages advertised", d.Name, j, k, func() (int, time.Duration) {
-				l.J.Advertise(d)
-				return 0, l.K.Growth(len(table), 15*time.Second)
-			})
-		})
-	}
+func TestBenchAnAdvertisement(t *testing.T) {
+	advertise(t, 1, "advertise", 40_000)
 }
 
 func TestBenchABigAdvertisement(t *testing.T) {
+	advertise(t, 1, "advertise-big", 500_000)
+}
+
+// advertise measures an advertisement of sessions of mixed ages.
+func advertise(t *testing.T, n int, workload string, sessions int) {
+	rounds(t, n, workload, []Daemon{C, Ours}, func(b *Bench, d Daemon) {
+		if !d.ours && b.J.Jool() == "4.1.9" {
+			return // its module sends nothing
+		}
+		b.J.Load(b.IdleTable(sessions, oneAge))
+		b.Measure(func() (int, time.Duration) { return 0, b.Advertise(d, sessions) })
+	})
+}
+
+// TestBenchTheOrderOfSessions sends a table to either daemon in the order that the C daemon sends it in, the table's own, and oldest first, as
+// joold does. What the order costs is the system time of K's daemon.
+func TestBenchTheOrderOfSessions(t *testing.T) {
 	l := New(t, Config{NoInstance: true})
-	if l.J.Jool() != "4.1.15" {
-		return
-	}
-	table := l.IdleTable(500_000, tcpEstablished/10)
-	for _, d := range []Daemon{C, Ours} {
-		t.Run(d.Name, func(t *testing.T) {
+	table := l.IdleTable(100_000, oneAge)
+	for _, p := range []struct {
+		name string
+		j, k Daemon
+	}{
+		{"C, sorted", Ours, C}, {"C, in the table's order", C, C},
+		{"ours, sorted", Ours, Ours}, {"ours, in the table's order", C, Ours},
+	} {
+		t.Run(p.name, func(t *testing.T) {
 			l.Part(t, Config{})
-			j, k := l.Pair(d)
+			b := l.Bench("order", p.name, p.j, p.k)
 			l.J.Load(table)
-			l.Measure("500,000 sessions of mixed ages advertised", d.Name, j, k, func() (int, time.Duration) {
-				start := time.Now()
-				l.J.Advertise(d)
-				l.K.Growth(len(table), 15*time.Second)
-				return 0, time.Since(start)
-			})
+			b.Measure(func() (int, time.Duration) { return 0, b.Advertise(p.j, len(table)) })
 		})
 	}
 }
 
 func TestBenchAsManyPacketsAsTheGuestMakes(t *testing.T) {
-	l := New(t, Config{NoInstance: true})
-	if !l.countsSync() {
-		return
-	}
 	const packets = 60_000
-	small := named("ours, capacity 512", Ours.With("--mod.capacity", "keep"))
-	for _, d := range []Daemon{C, small, Ours} {
-		t.Run(d.Name, func(t *testing.T) {
-			l.Part(t, Config{})
-			j, k := l.Pair(d)
-			l.Measure("60,000 packets of 1,000 flows as fast as they go", d.Name, j, k, func() (int, time.Duration) {
-				return packets, l.Packets(packets, steadyFlows, 0)
-			})
-		})
-	}
-}
-
-// What K's kernel has to do for a table depends on the order: the C daemon sends it in the table's own, joold oldest first.
-func TestBenchTheOrderOfAdvertisedSessions(t *testing.T) {
-	l := New(t, Config{NoInstance: true})
-	if l.J.Jool() != "4.1.15" {
-		return
-	}
-	table := l.IdleTable(100_000, tcpEstablished/10)
-	for _, p := range []struct {
-		name string
-		j, k Daemon
-	}{{"C to C", C, C}, {"C to ours: in the table's order", C, Ours}, {"ours to ours: sorted", Ours, Ours}} {
-		t.Run(p.name, func(t *testing.T) {
-			l.Part(t, Config{})
-			j := l.J.StartDaemon(p.j, SyncGroup6)
-			k := l.K.StartDaemon(p.k, SyncGroup6)
-			time.Sleep(5 * time.Second)
-			l.J.Load(table)
-			l.Measure("100,000 sessions of mixed ages advertised", p.name, j, k, func() (int, time.Duration) {
-				start := time.Now()
-				l.J.Advertise(p.j)
-				l.K.Growth(len(table), 15*time.Second)
-				return 0, time.Since(start)
-			})
-		})
-	}
+	rounds(t, 3, "flood", []Daemon{C, oursKeep, Ours}, func(b *Bench, _ Daemon) {
+		b.Measure(func() (int, time.Duration) { return packets, b.Packets(packets, steadyFlows, 0) })
+	})
 }
