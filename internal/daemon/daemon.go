@@ -52,7 +52,6 @@ type watcher interface {
 // network is what the daemon needs of the group: *mcast.Conn in earnest.
 type network interface {
 	ReadBatch(d []mcast.Datagram) (int, error)
-	SetWriteDeadline(t time.Time) error
 	Write(b []byte) error
 	MaxPayload() int
 	Check() (mcast.Change, error)

@@ -238,8 +238,6 @@ func (g *modelGroup) Close() error {
 	return nil
 }
 
-func (g *modelGroup) SetWriteDeadline(time.Time) error { return nil }
-
 func (g *modelGroup) Write(b []byte) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -16,9 +16,6 @@ import (
 )
 
 const (
-	// writeTimeout bounds the wait for a socket whose buffer is full.
-	writeTimeout = 100 * time.Millisecond
-
 	// pumpAtMost is how many datagrams are sent before others have their turn.
 	pumpAtMost = 64
 
@@ -422,14 +419,12 @@ func passes(err error) bool {
 	return mcast.Temporary(err) || errors.Is(err, errNoGroup) || errors.Is(err, net.ErrClosed)
 }
 
-// write sends a datagram. It waits for room in the socket, but not for long: the
-// kernel's announcements wait behind it.
+// write sends a datagram.
 func (d *Daemon) write(b []byte) error {
 	group := d.group()
 	if group == nil {
 		return errNoGroup
 	}
-	group.SetWriteDeadline(time.Now().Add(writeTimeout))
 	return group.Write(b)
 }
 

@@ -31,6 +31,9 @@ const (
 	// maxFailures is how many attempts in a row may fail before a sweep is given up.
 	maxFailures = 10
 
+	// resendInterval is how long after a failure it is tried again.
+	resendInterval = 100 * time.Millisecond
+
 	progressInterval = 250 * time.Millisecond
 )
 
@@ -137,7 +140,7 @@ func (d *Daemon) sweep(ctx context.Context, l *link, all bool, rate int, tell fu
 			return p, fmt.Errorf("%d of %d sessions could not be sent: %w", len(from), p.Total, err)
 		} else {
 			p.Failed++
-			pause(ctx, writeTimeout)
+			pause(ctx, resendInterval)
 		}
 		from = from[through:]
 		pace.spend(sent)

@@ -13,10 +13,17 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"joold/internal/brief"
 )
 
-// maxBatch is how many datagrams one system call receives at most.
-const maxBatch = 64
+const (
+	// maxBatch is how many datagrams one system call receives at most.
+	maxBatch = 64
+
+	// patience bounds the wait for room in the send buffer.
+	patience = 100 * time.Millisecond
+)
 
 // Datagram is one received datagram. Its owner is the caller.
 type Datagram struct {
@@ -57,13 +64,10 @@ func (c *Conn) ReadBatch(ds []Datagram) (int, error) {
 // t is past. The zero time is never.
 func (c *Conn) SetReadDeadline(t time.Time) error { return c.read.SetReadDeadline(t) }
 
-// SetWriteDeadline ends Write, which waits while the send buffer is full, with
-// os.ErrDeadlineExceeded at t. The zero time is never.
-func (c *Conn) SetWriteDeadline(t time.Time) error { return c.write.SetWriteDeadline(t) }
-
-// Write sends b to the group as one datagram. If it does not fit (ErrTooBig), the
-// path is looked at again first: MaxPayload then tells what does. It allocates
-// nothing.
+// Write sends b to the group as one datagram. While the send buffer is full it
+// waits, 100 ms at most: then it fails with os.ErrDeadlineExceeded. If b does not
+// fit (ErrTooBig), the path is looked at again first: MaxPayload then tells what
+// does. It allocates nothing.
 func (c *Conn) Write(b []byte) error {
 	if c.lost.Load() {
 		// IPv4 would send from 0.0.0.0, which nobody takes, and say nothing.
@@ -107,6 +111,7 @@ type receiver struct {
 	size  int // headers in use
 	n     int // what the call returned
 	errno unix.Errno
+	calls brief.Caller
 	try   func(fd uintptr) bool // tryOnce; a method value made anew would allocate
 
 	scope uint32 // the last scope id seen
@@ -130,7 +135,7 @@ func newReceiver(conn *net.UDPConn, dev device) (r *receiver, err error) {
 // tryOnce tells the poller whether the call is done with, or must wait.
 func (r *receiver) tryOnce(fd uintptr) bool {
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.hdrs[0])), uintptr(r.size), 0, 0, 0)
+		n, errno := r.calls.Call(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.hdrs[0])), uintptr(r.size), 0, 0, 0)
 		r.n, r.errno = int(n), errno
 		if errno != unix.EINTR {
 			return errno != unix.EAGAIN
@@ -208,21 +213,24 @@ func socketDrops(conn syscall.RawConn) (uint32, error) {
 // sender sends a datagram at a time: more are hardly ever ready at once, and what
 // sendmmsg would save on those is told in docs/BENCHMARKS.md.
 type sender struct {
-	conn syscall.RawConn
+	conn *net.UDPConn
+	raw  syscall.RawConn       // conn's
 	to   unix.RawSockaddrInet6 // has room for IPv4's too
 	size uintptr               // of to
 
 	mu    sync.Mutex
 	b     []byte
+	waits bool // for room
 	errno unix.Errno
+	calls brief.Caller
 	try   func(fd uintptr) bool // tryOnce, likewise
 }
 
 func newSender(conn *net.UDPConn, to unix.Sockaddr) (s *sender, err error) {
-	s = new(sender)
+	s = &sender{conn: conn}
 	s.try = s.tryOnce
 	s.setTo(to)
-	s.conn, err = conn.SyscallConn()
+	s.raw, err = conn.SyscallConn()
 	return s, err
 }
 
@@ -246,27 +254,43 @@ func (s *sender) setTo(to unix.Sockaddr) {
 // tryOnce tells the poller whether the call is done with, or must wait.
 func (s *sender) tryOnce(fd uintptr) bool {
 	for {
-		_, _, s.errno = unix.Syscall6(unix.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(s.b))), uintptr(len(s.b)),
+		_, s.errno = s.calls.Call(unix.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(s.b))), uintptr(len(s.b)),
 			0, uintptr(unsafe.Pointer(&s.to)), s.size)
 		if s.errno != unix.EINTR {
-			return s.errno != unix.EAGAIN
+			return s.errno != unix.EAGAIN || !s.waits
 		}
 	}
 }
 
-// write waits for room in the socket's buffer.
+// write waits for room in the socket's buffer only if there is none: to set a
+// deadline is not cheap.
 func (s *sender) write(b []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.b = b
+	s.b, s.waits = b, false
+	err := s.attempt()
+	if err == unix.EAGAIN {
+		s.conn.SetWriteDeadline(time.Now().Add(patience))
+		s.waits = true
+		err = s.attempt()
+		s.conn.SetWriteDeadline(time.Time{}) // past, it would keep the next from being tried
+	}
+	return err
+}
+
+// attempt tries until it is clear what becomes of the datagram.
+func (s *sender) attempt() error {
 	// An error may be left over from an ICMP message, which anybody can forge, and
 	// is then not about this datagram: it is told once.
 	for range 4 {
-		if err := s.conn.Write(s.try); err != nil {
+		if err := s.raw.Write(s.try); err != nil {
 			return err
 		}
-		if s.errno == 0 {
+		switch {
+		case s.errno == 0:
 			return nil
+		case s.errno == unix.EAGAIN:
+			return s.errno
 		}
 	}
 	return s.errno

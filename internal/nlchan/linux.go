@@ -13,7 +13,13 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"joold/internal/brief"
 )
+
+// briefly is the size of requests, in bytes, up to which the kernel is done with one
+// at once. Longer ones are sessions to be added, 200 or more.
+const briefly = 8 << 10
 
 // linux is the machine that the process runs on.
 type linux struct{}
@@ -64,13 +70,15 @@ type socket struct {
 		errno   syscall.Errno
 		from    unix.RawSockaddrNetlink
 		fromLen uint32
+		calls   brief.Caller
 	}
 	onReadable func(fd uintptr) bool
 
 	sending sync.Mutex
 	out     struct {
-		buf []byte
-		err error
+		buf   []byte
+		errno syscall.Errno
+		calls brief.Caller
 	}
 	onWritable func(fd uintptr) bool
 }
@@ -108,7 +116,7 @@ func (s *socket) recvfrom(fd uintptr) bool {
 	in := &s.in
 	for {
 		in.fromLen = uint32(unsafe.Sizeof(in.from))
-		n, _, errno := unix.Syscall6(unix.SYS_RECVFROM, fd,
+		n, errno := in.calls.Call(unix.SYS_RECVFROM, fd,
 			uintptr(unsafe.Pointer(unsafe.SliceData(in.buf))), uintptr(len(in.buf)), unix.MSG_TRUNC,
 			uintptr(unsafe.Pointer(&in.from)), uintptr(unsafe.Pointer(&in.fromLen)))
 		if errno == unix.EINTR {
@@ -130,15 +138,25 @@ func (s *socket) Send(b []byte) error {
 		return ErrClosed
 	case err != nil:
 		return err
+	case s.out.errno != 0:
+		return s.out.errno
 	}
-	return s.out.err
+	return nil
 }
 
+// write has the runtime know of what keeps the kernel busy.
 func (s *socket) write(fd uintptr) bool {
+	out := &s.out
 	for {
-		_, s.out.err = unix.Write(int(fd), s.out.buf)
-		if s.out.err != unix.EINTR {
-			return s.out.err != unix.EAGAIN
+		if len(out.buf) > briefly {
+			_, _, out.errno = unix.Syscall(unix.SYS_WRITE, fd,
+				uintptr(unsafe.Pointer(unsafe.SliceData(out.buf))), uintptr(len(out.buf)))
+		} else {
+			_, out.errno = out.calls.Call(unix.SYS_WRITE, fd,
+				uintptr(unsafe.Pointer(unsafe.SliceData(out.buf))), uintptr(len(out.buf)), 0, 0, 0)
+		}
+		if out.errno != unix.EINTR {
+			return out.errno != unix.EAGAIN
 		}
 	}
 }
