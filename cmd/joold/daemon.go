@@ -4,7 +4,9 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"os"
 	"os/signal"
+	"runtime"
 	"slices"
 	"syscall"
 
@@ -55,6 +57,11 @@ Example:
 
 // serve runs the daemon until ctx ends. SIGHUP has load called again.
 func serve(ctx context.Context, e *env, cfg *config.Config, load func() (*config.Config, error)) error {
+	if os.Getenv("GOMAXPROCS") == "" {
+		// Its goroutines take turns: nearly all of their time is the kernel's, which
+		// lets in one at a time. On several processors they would wake each other's threads.
+		runtime.GOMAXPROCS(1)
+	}
 	level := new(slog.LevelVar)
 	level.Set(cfg.LogLevel)
 	signal.Ignore(syscall.SIGPIPE) // whoever reads the log may die: the daemon goes on
