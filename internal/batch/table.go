@@ -30,6 +30,10 @@ const (
 	// which looks every 2 s.
 	linger = 2500 // ms
 
+	// rounding is by how much the end of a session's life moves at most, for no
+	// reason, while it waits.
+	rounding = 100 // ms
+
 	// lap is how long it takes to look through the whole table for the dead.
 	lap = 30_000 // ms
 
@@ -722,12 +726,17 @@ func (t *Table) own(r *record, now int64) bool {
 	return at > 0 && now-at < t.ownFor
 }
 
-// Overtaken tells whether this kernel has just announced a session itself, so that
-// what a peer said of it before must no longer be injected.
+// Overtaken tells whether there has been newer word of a session since Accept
+// judged it fit to Inject, so that it no longer is: this kernel has just announced
+// it itself, or a peer told more.
 func (t *Table) Overtaken(s *session.Session, now time.Time) bool {
 	k := keyOf(s)
 	slot := t.find(&k, t.secret.hash(&k))
-	return slot != 0 && t.own(t.at(slot), t.tick(now))
+	if slot == 0 {
+		return false
+	}
+	r, ms := t.at(slot), t.tick(now)
+	return t.own(r, ms) || r.here != kindOf(s) || r.dies.get() > ms+int64(s.Expiration)+rounding
 }
 
 // RemoveBIB forgets all sessions of a BIB entry that is no longer in the kernel.

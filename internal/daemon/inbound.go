@@ -1,11 +1,9 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"net"
-	"slices"
 	"time"
 
 	"joold/internal/batch"
@@ -19,10 +17,6 @@ const (
 	// largeDatagram is a size, in bytes, that a datagram has when its sender has more
 	// to say than fits one.
 	largeDatagram = 1000
-
-	// perAdd is how many sessions one injection holds. While the kernel inserts
-	// them, translation waits for the table's lock and ACKs for generic netlink's.
-	perAdd = 250
 
 	// ownFor is for how long nothing from the network overrules what the kernel
 	// has announced.
@@ -206,13 +200,6 @@ func (l *link) keep(sessions []session.Session, now time.Time) {
 	l.refused.Put(sessions, now)
 }
 
-// give leaves sessions for the kernel.
-func (l *link) give(sessions []session.Session, now time.Time) {
-	if len(sessions) > 0 {
-		l.inbox.Put(sessions, now)
-	}
-}
-
 // readmit looks again at what was refused for its mask, after a change of the
 // policy.
 func (d *Daemon) readmit(l *link, now time.Time) {
@@ -221,87 +208,6 @@ func (d *Daemon) readmit(l *link, now time.Time) {
 		d.done.Info("sessions that were refused are accepted now", "sessions", len(kept))
 		l.give(d.accept(l, keptPeer, kept, now), now)
 	}
-}
-
-// inject gives the kernel what waits in the inbox, oldest update first.
-func (d *Daemon) inject(ctx context.Context, l *link) error {
-	defer d.work.injecting.end()
-	var taken []session.Session
-	for {
-		d.work.injecting.end()
-		select {
-		case <-l.inbox.Ready():
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		l.stir()
-		taken = l.inbox.Take(taken[:0], time.Now())
-		var over error // what ended the link, and has the rest dropped
-		for chunk := range slices.Chunk(taken, perAdd) {
-			if over = cmp.Or(over, ctx.Err()); over == nil {
-				over = d.add(ctx, l, chunk)
-			} else {
-				d.count.dropped.Add(uint64(len(chunk)))
-			}
-		}
-		if over != nil {
-			return over
-		}
-	}
-}
-
-// add gives the kernel some of what waited, and fails if the link is over.
-func (d *Daemon) add(ctx context.Context, l *link, chunk []session.Session) error {
-	if chunk = d.checkAgain(l, chunk); len(chunk) == 0 {
-		return nil
-	}
-	d.work.injecting.begin()
-	if l.since(&l.seen) > trustInterval { // it may have been made anew meanwhile
-		if _, err := l.same(ctx); isOver(err) {
-			d.count.dropped.Add(uint64(len(chunk)))
-			return err
-		}
-	}
-	if chunk = d.out.current(chunk, time.Now()); len(chunk) == 0 {
-		return nil
-	}
-	if err := l.Add(chunk, l.pool6); err != nil {
-		d.count.addErrors.Add(1)
-		d.out.refused(chunk)
-		d.limit.Warn("the module refused sessions", "sessions", len(chunk), "err", err)
-		if isOver(err) {
-			d.count.dropped.Add(uint64(len(chunk)))
-			return err
-		}
-		return nil
-	}
-	if d.debugs(ctx) {
-		d.Log.Debug("gave the kernel", "sessions", len(chunk))
-	}
-	d.count.addMessages.Add(1)
-	d.count.injected.Add(uint64(len(chunk)))
-	return nil
-}
-
-// checkAgain keeps of sessions that have waited those that are acceptable still:
-// pool4 and timeouts may have changed since they came.
-func (d *Daemon) checkAgain(l *link, waited []session.Session) []session.Session {
-	return l.check(l.policy.Load(), waited, time.Now(), func(one []session.Session, why session.Refusal) {
-		d.count.refused[why].Add(1)
-		d.out.refused(one)
-	})
-}
-
-// current leaves out what this kernel has announced itself while it waited.
-func (o *outlet) current(sessions []session.Session, now time.Time) []session.Session {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return slices.DeleteFunc(sessions, func(s session.Session) bool { return o.table != nil && o.table.Overtaken(&s, now) })
-}
-
-// refused forgets that the kernel has these sessions: it has not taken them.
-func (o *outlet) refused(sessions []session.Session) {
-	o.with(func(t *batch.Table) { t.Refused(sessions) })
 }
 
 // pause waits; false when ctx ends first.

@@ -446,6 +446,9 @@ func (y *story) inject() {
 	if err := y.Daemon.inject(whileReady{context.Background(), y.l.inbox.Ready()}, y.l); err != nil {
 		y.t.Fatalf("the injection ended: %v", err)
 	}
+	if err := y.addAll(context.Background(), y.l, y.l.held.Take(nil, time.Now())); err != nil {
+		y.t.Fatalf("the injection of what was held ended: %v", err)
+	}
 	select {
 	case <-y.l.stirred:
 		y.look()

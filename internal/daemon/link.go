@@ -32,7 +32,7 @@ const (
 
 	// trustInterval is for how long a look at the instance lets it be fed. Nothing
 	// tells that it was made anew, perhaps for another pool6.
-	trustInterval = 50 * time.Millisecond
+	trustInterval = 100 * time.Millisecond
 
 	// How often other things are looked at, at the least.
 	pool4Interval  = 5 * time.Second
@@ -50,8 +50,8 @@ const (
 	// machine asleep.
 	stoppedFor = 3 * time.Second
 
-	// inboxSize bounds the sessions that wait for the kernel: some 30 MiB when
-	// full, several seconds' work for a kernel. refusedSize bounds those that
+	// inboxSize bounds the sessions that wait for the kernel, and those that are
+	// held: some 30 MiB each when full, several seconds' work for a kernel. refusedSize bounds those that
 	// wait for pool4 to change.
 	inboxSize   = 1 << 18
 	refusedSize = 1 << 15
@@ -68,6 +68,8 @@ type link struct {
 	pool6    session.Pool6
 	wire     session.Encoding               // what is sent for it
 	inbox    *batch.Inbox                   // what is to be given to it
+	held     *batch.Inbox                   // likewise, once no more of the kind comes
+	adding   sync.Mutex                     // for whoever gives it some
 	refused  *batch.Inbox                   // what was refused for its mask
 	policy   atomic.Pointer[session.Policy] // what is accepted for it
 	sync     atomic.Bool                    // ss-enabled
@@ -154,6 +156,12 @@ func (l *link) same(ctx context.Context) (nlchan.Globals, error) {
 	return g, err
 }
 
+// waiting counts the sessions that wait for the kernel.
+func (l *link) waiting() batch.InboxCounts {
+	c, held := l.inbox.Counts(), l.held.Counts()
+	return batch.InboxCounts{Waiting: c.Waiting + held.Waiting, Dropped: c.Dropped + held.Dropped, Expired: c.Expired + held.Expired}
+}
+
 func (l *link) activate() { l.once.Do(func() { close(l.active) }) }
 
 // last tells whether no message that is not full follows one with so many sessions
@@ -182,7 +190,8 @@ func (d *Daemon) connect(ctx context.Context) (_ *link, err error) {
 		return nil, err
 	}
 	l := &link{
-		kernel: k, wire: d.fixed.Wire, inbox: batch.NewInbox(inboxSize), refused: batch.NewInbox(refusedSize),
+		kernel: k, wire: d.fixed.Wire, inbox: batch.NewInbox(inboxSize), held: batch.NewInbox(inboxSize),
+		refused: batch.NewInbox(refusedSize),
 		contests: make(chan conflict, maxContests), contestsLater: make(chan conflict, maxContests),
 		heard: make(chan struct{}, 1), stirred: make(chan struct{}, 1), active: make(chan struct{}), began: time.Now(),
 	}
@@ -309,7 +318,7 @@ func (d *Daemon) settle(l *link) {
 	heard := l.Counters()
 	d.count.foreign.Add(heard.Foreign)
 	d.count.malformed.Add(heard.Malformed)
-	in := l.inbox.Counts()
+	in := l.waiting()
 	d.count.dropped.Add(in.Dropped + uint64(in.Waiting))
 	d.count.expired.Add(in.Expired)
 }
@@ -344,6 +353,7 @@ func (d *Daemon) follow(ctx context.Context, l *link) error {
 	g.Go(func() error { return d.hear(ctx, l) })
 	g.Go(func() error { return d.drain(ctx, l) })
 	g.Go(func() error { return d.inject(ctx, l) })
+	g.Go(func() error { return d.gather(ctx, l) })
 	g.Go(func() error { return d.contend(ctx, l, l.contests, 0) })
 	g.Go(func() error { return d.contend(ctx, l, l.contestsLater, contestAfter) })
 	g.Go(func() error { return d.repair(ctx, l) })

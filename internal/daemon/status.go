@@ -82,8 +82,8 @@ func (d *Daemon) status(now time.Time) control.Status {
 	s.Instance.SyncEnabled = l.sync.Load()
 	s.Instance.AnyMask = l.policy.Load().Masquerades()
 	s.Network.Wire = l.wire.String()
-	in := l.inbox.Counts()
-	s.Kernel.Waiting, s.Kernel.WaitingLimit = in.Waiting, inboxSize
+	in := l.waiting()
+	s.Kernel.Waiting, s.Kernel.WaitingLimit = in.Waiting, 2*inboxSize
 	s.Net.RefusedWaiting = l.refused.Counts().Waiting
 	s.Kernel.Dropped += in.Dropped
 	s.Kernel.Expired += in.Expired

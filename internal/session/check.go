@@ -1,6 +1,9 @@
 package session
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 // Refusal is a reason for which an entry that could be read must not reach the
 // kernel.
@@ -60,6 +63,12 @@ func NewPolicy(p Pool6, t Timeouts, ranges []Range) *Policy {
 
 // Masquerades tells whether the policy accepts every mask.
 func (p *Policy) Masquerades() bool { return p.anyMask }
+
+// Age is how long ago s was last updated, judged by this instance's own timeout.
+func (p *Policy) Age(s *Session) time.Duration {
+	timeout, _ := p.timeouts.Of(s.Proto, s.Timer)
+	return time.Duration(int64(timeout)-int64(s.Expiration)) * time.Millisecond
+}
 
 // Check tells whether s may be given to the kernel. A life longer than this
 // instance's own timeout is cut to it.

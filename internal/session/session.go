@@ -143,13 +143,23 @@ func (s Session) Aged(d time.Duration) Session {
 // last update, oldest first: the order in which Jool's sorted expiration lists
 // take them in without a search.
 func SortOldestFirst(s []Session) {
-	slices.SortFunc(s, func(a, b Session) int {
-		return cmp.Or(
-			cmp.Compare(a.Proto, b.Proto),
-			cmp.Compare(a.Timer, b.Timer),
-			cmp.Compare(a.Expiration, b.Expiration),
-		)
-	})
+	if !InOrder(s) {
+		slices.SortFunc(s, func(a, b Session) int { return cmp.Compare(a.rank(), b.rank()) })
+	}
+}
+
+// InOrder tells whether sessions are in the order of SortOldestFirst.
+func InOrder(s []Session) bool {
+	for i := 1; i < len(s); i++ {
+		if s[i].rank() < s[i-1].rank() {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *Session) rank() uint64 {
+	return uint64(s.Proto)<<40 | uint64(s.Timer)<<32 | uint64(s.Expiration)
 }
 
 // SYN4Timeout is the life of a session on TimerSYN4. Jool does not let it be

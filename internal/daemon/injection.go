@@ -1,0 +1,154 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"joold/internal/batch"
+	"joold/internal/session"
+)
+
+const (
+	// perAdd is how many sessions one injection holds. While the kernel inserts
+	// them, translation waits for the table's lock and ACKs for generic netlink's.
+	perAdd = 250
+
+	// The kernel looks for a session's place from the end of its list, past all that
+	// were updated later: dear for old sessions in no order, as a C node advertises
+	// them. So those wait for each other until no more has come for gatherPause, but
+	// no longer than gatherTime. A session is old if it was updated before oldAge.
+	oldAge      = 5 * time.Second
+	gatherPause = 250 * time.Millisecond
+	gatherTime  = 30 * time.Second
+)
+
+// give leaves sessions for the kernel.
+func (l *link) give(sessions []session.Session, now time.Time) {
+	policy := l.policy.Load()
+	old := func(s session.Session) bool { return policy.Age(&s) > oldAge }
+	if session.InOrder(sessions) || !slices.ContainsFunc(sessions, old) {
+		l.inbox.Put(sessions, now)
+		return
+	}
+	for n := 0; len(sessions) > 0; sessions = sessions[n:] { // those of a kind together
+		kind, box := old(sessions[0]), l.inbox
+		if kind {
+			box = l.held
+		}
+		for n = 1; n < len(sessions) && old(sessions[n]) == kind; n++ {
+		}
+		box.Put(sessions[:n], now)
+	}
+}
+
+// inject gives the kernel what waits in the inbox, oldest update first.
+func (d *Daemon) inject(ctx context.Context, l *link) error {
+	var taken []session.Session
+	for {
+		select {
+		case <-l.inbox.Ready():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		taken = l.inbox.Take(taken[:0], time.Now())
+		if err := d.addAll(ctx, l, taken); err != nil {
+			return err
+		}
+	}
+}
+
+// gather gives the kernel what is held until no more of the kind comes.
+func (d *Daemon) gather(ctx context.Context, l *link) error {
+	for {
+		select {
+		case <-l.held.Ready():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		more := true
+		for began := time.Now(); more && time.Since(began) < gatherTime && l.held.Counts().Waiting < inboxSize/2 && !l.translates(); {
+			if !pause(ctx, gatherPause) {
+				return ctx.Err()
+			}
+			select {
+			case <-l.held.Ready():
+			default:
+				more = false
+			}
+		}
+		if err := d.addAll(ctx, l, l.held.Take(nil, time.Now())); err != nil {
+			return err
+		}
+	}
+}
+
+// addAll gives the kernel what has waited. Should the link be over, the rest is
+// dropped.
+func (d *Daemon) addAll(ctx context.Context, l *link, taken []session.Session) (over error) {
+	l.stir()
+	for chunk := range slices.Chunk(taken, perAdd) {
+		if over = cmp.Or(over, ctx.Err()); over == nil {
+			over = d.add(ctx, l, chunk)
+		} else {
+			d.count.dropped.Add(uint64(len(chunk)))
+		}
+	}
+	return over
+}
+
+// add gives the kernel some of what waited, and fails if the link is over. Who waits
+// with few sessions has a turn between two of who has many.
+func (d *Daemon) add(ctx context.Context, l *link, chunk []session.Session) error {
+	l.adding.Lock()
+	defer l.adding.Unlock()
+	d.work.injecting.begin()
+	defer d.work.injecting.end()
+	if l.since(&l.seen) > trustInterval { // it may have been made anew meanwhile
+		if _, err := l.same(ctx); isOver(err) {
+			d.count.dropped.Add(uint64(len(chunk)))
+			return err
+		}
+	}
+	if chunk = d.checkAgain(l, d.out.current(chunk, time.Now())); len(chunk) == 0 {
+		return nil
+	}
+	if err := l.Add(chunk, l.pool6); err != nil {
+		d.count.addErrors.Add(1)
+		d.out.refused(chunk)
+		d.limit.Warn("the module refused sessions", "sessions", len(chunk), "err", err)
+		if isOver(err) {
+			d.count.dropped.Add(uint64(len(chunk)))
+			return err
+		}
+		return nil
+	}
+	if d.debugs(ctx) {
+		d.Log.Debug("gave the kernel", "sessions", len(chunk))
+	}
+	d.count.addMessages.Add(1)
+	d.count.injected.Add(uint64(len(chunk)))
+	return nil
+}
+
+// checkAgain keeps of sessions that have waited those that are acceptable still:
+// pool4 and timeouts may have changed since they came.
+func (d *Daemon) checkAgain(l *link, waited []session.Session) []session.Session {
+	return l.check(l.policy.Load(), waited, time.Now(), func(one []session.Session, why session.Refusal) {
+		d.count.refused[why].Add(1)
+		d.out.refused(one)
+	})
+}
+
+// current leaves out what newer word has come of while it waited.
+func (o *outlet) current(sessions []session.Session, now time.Time) []session.Session {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.DeleteFunc(sessions, func(s session.Session) bool { return o.table != nil && o.table.Overtaken(&s, now) })
+}
+
+// refused forgets that the kernel has these sessions: it has not taken them.
+func (o *outlet) refused(sessions []session.Session) {
+	o.with(func(t *batch.Table) { t.Refused(sessions) })
+}
