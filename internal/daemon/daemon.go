@@ -152,7 +152,11 @@ func Run(ctx context.Context, cfg *config.Config, o Options) error {
 	g.Go(func() error { return d.watchdog(ctx) })
 	g.Go(func() error { return d.followReloads(ctx) })
 	g.Go(func() error { return d.run(ctx) })
-	context.AfterFunc(ctx, d.condition.ended)
+	g.Go(func() error {
+		<-ctx.Done() // before the others have ended, which may take a while
+		d.condition.ended()
+		return nil
+	})
 	return g.Wait()
 }
 
