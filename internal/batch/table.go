@@ -34,6 +34,11 @@ const (
 	// reason, while it waits.
 	rounding = 100 // ms
 
+	// patience is for how much longer a refresh may wait than news: at most a
+	// hundredth of the timeout, which is between the nine hundredths after which it
+	// is due and the tenth of their lives that sessions may lose at a peer.
+	patience = 60 // ms
+
 	// lap is how long it takes to look through the whole table for the dead.
 	lap = 30_000 // ms
 
@@ -270,18 +275,24 @@ func (t *Table) room(now int64) bool {
 // Pending is how many sessions wait to be sent.
 func (t *Table) Pending() int { return t.news.len + t.refreshes.len }
 
+// News is how many of them are new to peers, or have a state or timer that is.
+func (t *Table) News() int { return t.news.len }
+
 // Due is since when the session that has waited longest to be sent has done so;
-// ok is false when none waits.
+// ok is false when none waits. A refresh, which may wait longer to travel in
+// company, counts as one that came later.
 func (t *Table) Due() (since time.Time, ok bool) {
-	first := int64(lastInstant)
-	for _, q := range []*queue{&t.news, &t.refreshes} {
-		if q.len > 0 {
-			first = min(first, t.place(q.first).since.get())
-			ok = true
-		}
-	}
-	if !ok {
+	if t.Pending() == 0 {
 		return time.Time{}, false
+	}
+	first := int64(lastInstant)
+	if t.news.len > 0 {
+		first = t.place(t.news.first).since.get()
+	}
+	if t.refreshes.len > 0 {
+		p := t.place(t.refreshes.first)
+		r := t.at(p.slot)
+		first = min(first, p.since.get()+min(patience, t.limitsOf(r.proto(), r.here).timeout/100))
 	}
 	return t.epoch.Add(time.Duration(first-beforeEpoch) * time.Millisecond), true
 }

@@ -639,10 +639,15 @@ func (p *play) compare() {
 		p.fail("due: %v, want %d", ok, len(m.since))
 	}
 	first := int64(1 << 62)
-	for _, q := range [][]session.Key{m.news, m.refreshes} {
-		if len(q) > 0 {
-			first = min(first, m.since[q[0]])
-		}
+	if len(m.news) > 0 {
+		first = m.since[m.news[0]]
+	}
+	if len(m.refreshes) > 0 {
+		k := m.refreshes[0]
+		first = min(first, m.since[k]+min(60, m.timeout(&m.known[k].Session)/100))
+	}
+	if tab.News() != len(m.news) {
+		p.fail("%d news wait, want %d", tab.News(), len(m.news))
 	}
 	if ok && since.Sub(start).Milliseconds() != first {
 		p.fail("due since %d ms, want %d", since.Sub(start).Milliseconds(), first)

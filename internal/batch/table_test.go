@@ -797,14 +797,13 @@ func TestAPeersKernelLosesATenthOfALifeAtMost(t *testing.T) {
 				tcp(0, session.V6Init, session.TimerTrans, 240_000), tcp(0, session.V4Init, session.TimerSYN4, 6000),
 				tcp(0, session.V4FinRcv, session.TimerEst, 7_200_000),
 			}
-			var announced time.Duration // since when the oldest waits
 			now := time.Duration(0)
 			for range 30_000 {
 				now += time.Duration(r.IntN(10)) * time.Millisecond
 				if r.IntN(300) == 0 {
 					now += time.Duration(r.IntN(60)) * time.Second
 				}
-				if pending := active.Pending(); pending > 0 && now >= announced+deadline || pending == n {
+				if since, ok := active.Due(); ok && at(now).Sub(since) >= deadline {
 					for _, s := range active.Take(nil, everything, at(now)) {
 						if v, _ := backup.Accept(1, &s, at(now)); v == Inject {
 							there[s.Src6Port] = life{s, now + time.Duration(s.Expiration)*time.Millisecond}
@@ -823,9 +822,6 @@ func TestAPeersKernelLosesATenthOfALifeAtMost(t *testing.T) {
 				if old, ok := here[port]; ok && old.s.Timer == s.Timer && old.dies > now && r.IntN(10) == 0 {
 					dies = old.dies // the old update time
 					s.Expiration = uint32((dies - now).Milliseconds())
-				}
-				if active.Pending() == 0 {
-					announced = now
 				}
 				here[port] = life{s, dies}
 				observe(active, now, s)

@@ -170,3 +170,27 @@ func TestMessagesThatFollowEachOtherAreTakenByTheHandful(t *testing.T) {
 		})
 	}
 }
+
+func TestRefreshesWaitForCompanyAndLeaveWithNews(t *testing.T) {
+	d, l := idle(t, newModelKernel(session.Enc4113))
+	g := newModelGroup()
+	var group network = g
+	d.current.Store(&group)
+	sent := func() int { return len(g.out) }
+
+	start := time.Now()
+	d.out.announce([]session.Session{udp(1, 300_000), udp(2, 300_000)}, true, start)
+	if sent() != 1 {
+		t.Fatalf("news left in %d datagrams", sent())
+	}
+	later := start.Add(1500 * time.Millisecond) // refreshes are due after 1 s
+	d.out.announce([]session.Session{udp(1, 300_000)}, true, later)
+	if sent() != 1 {
+		t.Error("a refresh left alone, at once")
+	}
+	d.out.announce([]session.Session{udp(3, 300_000)}, true, later)
+	if all, n := g.sent(wkp); n != 2 || !slices.Equal(ports(all), []uint16{1, 2, 3, 1}) {
+		t.Errorf("sent %v in %d datagrams, want the refresh behind the news", ports(all), n)
+	}
+	l.Close()
+}

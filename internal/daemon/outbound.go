@@ -252,9 +252,9 @@ func (o *outlet) announce(sessions []session.Session, last bool, now time.Time) 
 	o.pump(now, last)
 }
 
-// pump sends what fills datagrams or has waited long enough, or all, and sets the
-// timer for the rest.
-func (o *outlet) pump(now time.Time, all bool) {
+// pump sends what fills datagrams or has waited long enough, or all news, and sets
+// the timer for the rest.
+func (o *outlet) pump(now time.Time, news bool) {
 	if o.table == nil {
 		return
 	}
@@ -271,7 +271,7 @@ func (o *outlet) pump(now time.Time, all bool) {
 			o.timer.Reset(0)
 			return
 		}
-		if !all && o.table.Pending() < full && now.Sub(since) < deadline {
+		if !(news && o.table.News() > 0) && o.table.Pending() < full && now.Sub(since) < deadline {
 			break
 		}
 		o.sendNext(now)
