@@ -78,7 +78,16 @@ func sampleStatus() *control.Status {
 		Instance: control.Instance{Name: "edge", InService: true, Module: "4.1.15", Encoding: "4.1.13", Pool6: "64:ff9b::/96", SyncEnabled: true},
 		Network:  control.Network{Group: "[ff08::1]:6400", In: "eth2", Out: "eth2", Source: "fe80::4", MTU: 1500, Wire: "4.1.13", ReadBuffer: 8 << 20, WriteBuffer: 4 << 20},
 		Table:    control.Table{Sessions: 38, Pending: 2, HeldBack: 900},
-		Kernel:   control.Kernel{Messages: 3, Sessions: 40, Bytes: 1600},
+		Kernel: control.Kernel{Messages: 3, Sessions: 40, Bytes: 1600, Conflicts: 4, LastConflicts: []control.Conflict{
+			{
+				Proto: "TCP", Session: "[2001:db8::8]:37878", Mask: "192.0.2.1:62805", BIB: "[2001:db8::9]:4000", BIBMask: "192.0.2.1:62805",
+				From: "fe80::5%eth2", Because: "the BIB entry is the newer", Times: 3, Ago: 1.23,
+			},
+			{
+				Proto: "UDP", Session: "[2001:db8::8]:5000", Mask: "192.0.2.1:62806", BIB: "[2001:db8::8]:5000", BIBMask: "192.0.2.1:62807",
+				Because: "too many wait", Times: 1, Ago: 60,
+			},
+		}},
 		Net: control.Net{
 			SentSessions: 40, SentDatagrams: 2, SentBytes: 1600,
 			SendErrors: map[string]uint64{"EPERM": 2}, Refused: map[string]uint64{"pool4": 5, "timer": 0},
@@ -105,7 +114,9 @@ kernel     announced 40 sessions in 3 messages, 1600 bytes
            took in 0 sessions in 0 messages; 0 wait
 network    sent 40 sessions in 2 datagrams, 1600 bytes
            heard 0 sessions in 0 datagrams, 0 bytes
-errors     send errors (EPERM) 2, refused entries (pool4) 5
+errors     sessions that contradict the BIB 4, send errors (EPERM) 2, refused entries (pool4) 5
+conflicts  TCP: a peer has [2001:db8::8]:37878 behind 192.0.2.1:62805, this node [2001:db8::9]:4000 behind 192.0.2.1:62805: the BIB entry is the newer; 3 times, from fe80::5%eth2, last 1.2s ago
+           UDP: a peer has [2001:db8::8]:5000 behind 192.0.2.1:62806, this node [2001:db8::8]:5000 behind 192.0.2.1:62807: too many wait; 1 times, from a peer no longer remembered, last 1m0s ago
 peers      fe80::5%eth2, encoding 4.1.11, heard 1.2s ago: 30 sessions in 4 datagrams, 5 entries refused
            fe80::6%eth2, encoding 4.1.13, of the other byte order, heard 4s ago: 0 sessions in 0 datagrams, 0 entries refused
            a C daemon that only listens cannot be seen
@@ -119,7 +130,7 @@ func TestStatusNamesWhatIsWaitedForAndWhatIsOff(t *testing.T) {
 	s := sampleStatus()
 	s.Instance = control.Instance{Name: "edge", WaitingFor: "no such instance"}
 	s.Network = control.Network{Group: "ff08::1", WaitingFor: "no such interface"}
-	s.Peers, s.Net.SendErrors, s.Net.Refused = nil, nil, nil
+	s.Peers, s.Net.SendErrors, s.Net.Refused, s.Kernel.Conflicts = nil, nil, nil, 0
 	var b strings.Builder
 	writeStatus(&b, s)
 	for _, want := range []string{"edge: out of service: no such instance\n", "away: no such interface\n", "errors     none\n", "peers      none heard\n"} {

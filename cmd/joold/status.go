@@ -101,16 +101,17 @@ func writeStatus(w io.Writer, s *control.Status) error {
 		counts("send errors", s.Net.SendErrors), count("read errors", s.Net.ReadErrors), count("socket drops", s.Net.SocketDrops),
 		counts("unreadable entries", s.Net.Unreadable), counts("refused entries", s.Net.Refused),
 		count("datagrams while out of service", s.Net.Unserved), count("log lines lost", s.Log.Dropped)), "none"))
+	for n, c := range k.LastConflicts {
+		line(first("conflicts", n), "%s: a peer has %s behind %s, this node %s behind %s: %s; %d times, from %s, last %s ago", c.Proto,
+			c.Session, c.Mask, c.BIB, c.BIBMask, c.Because, c.Times, cmp.Or(c.From, "a peer no longer remembered"), ago(c.Ago))
+	}
 	for n, p := range s.Peers {
-		name, order := "", ""
-		if n == 0 {
-			name = "peers"
-		}
+		order := ""
 		if p.ByteOrder == "other" {
 			order = ", of the other byte order"
 		}
-		line(name, "%s, encoding %s%s, heard %s ago: %d sessions in %d datagrams, %d entries refused", p.Address, p.Encoding, order,
-			time.Duration(p.Ago*float64(time.Second)).Round(100*time.Millisecond), p.Sessions, p.Datagrams, p.Refused)
+		line(first("peers", n), "%s, encoding %s%s, heard %s ago: %d sessions in %d datagrams, %d entries refused", p.Address, p.Encoding, order,
+			ago(p.Ago), p.Sessions, p.Datagrams, p.Refused)
 	}
 	if len(s.Peers) == 0 {
 		line("peers", "none heard")
@@ -118,6 +119,19 @@ func writeStatus(w io.Writer, s *control.Status) error {
 	line("", "a C daemon that only listens cannot be seen")
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// first is the name before the first of several lines.
+func first(name string, n int) string {
+	if n > 0 {
+		return ""
+	}
+	return name
+}
+
+// ago is a time in seconds.
+func ago(seconds float64) time.Duration {
+	return time.Duration(seconds * float64(time.Second)).Round(100 * time.Millisecond)
 }
 
 func kernelsChoice(iface string) string {

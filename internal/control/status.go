@@ -86,6 +86,23 @@ type Kernel struct {
 	Unfit        uint64            `json:"unfit"`         // sessions that this module would misread: 4.1.12 and a pool6 other than a /96
 	BIBRemoved   uint64            `json:"bib_removed"`   // BIB entries removed, since a peer sent newer sessions that contradict them
 	Conflicts    uint64            `json:"conflicts"`     // sessions left out, since they contradict BIB entries that are the newer, or in use
+
+	LastConflicts []Conflict `json:"last_conflicts"` // a few of these, the latest first
+}
+
+// Conflict is a peer's claim on a mask that was not followed, since the kernel's
+// BIB has another. The addresses are transport addresses, as "192.0.2.1:4000".
+type Conflict struct {
+	Proto     string    `json:"proto"`
+	Session   string    `json:"session"`        // the IPv6 side of the peer's session
+	Mask      string    `json:"mask"`           // its IPv4 side
+	BIB       string    `json:"bib"`            // the IPv6 side of the entry that it contradicts
+	BIBMask   string    `json:"bib_mask"`       // the entry's IPv4 side
+	From      string    `json:"from,omitempty"` // the peer that sent it last, if it is remembered
+	Because   string    `json:"because"`
+	Times     uint64    `json:"times"` // that it came
+	LastHeard time.Time `json:"last_heard"`
+	Ago       float64   `json:"last_heard_seconds"`
 }
 
 // Net counts what passes between the daemon and the network.

@@ -3,9 +3,13 @@ package daemon
 import (
 	"context"
 	"errors"
+	"net/netip"
+	"slices"
+	"sync"
 	"time"
 
 	"joold/internal/batch"
+	"joold/internal/control"
 	"joold/internal/nlchan"
 	"joold/internal/session"
 )
@@ -16,6 +20,9 @@ const (
 	contestAfter = 2500 * time.Millisecond
 
 	maxContests = 1024 // conflicts that wait to be resolved
+
+	// maxNamed is how many of those that were not resolved status names.
+	maxNamed = 8
 )
 
 // conflict is a session that a peer sent and that the kernel would drop without
@@ -48,9 +55,73 @@ func (d *Daemon) contest(l *link, c conflict) {
 // unresolved says that a peer's session was left out.
 func (d *Daemon) unresolved(c conflict, why string) {
 	d.count.conflicts.Add(1)
-	src6, src4 := c.bib.Addrs()
+	u := named{
+		proto: c.session.Proto, session: c.session.Src6Addr(), mask: c.session.Src4Addr(),
+		from: c.from, why: why, heard: c.heard, times: 1,
+	}
+	u.bib, u.bibMask = c.bib.Addrs()
+	d.conflicts.add(u)
 	d.limit.Warn("a peer's session contradicts the BIB and was left out", "because", why,
-		"session", c.session.Src6Addr(), "mask", c.session.Src4Addr(), "bib", src6, "bib_mask", src4)
+		"session", u.session, "mask", u.mask, "bib", u.bib, "bib_mask", u.bibMask)
+}
+
+// named is a conflict that was not resolved.
+type named struct {
+	proto         session.Proto
+	session, mask netip.AddrPort // what the peer says
+	bib, bibMask  netip.AddrPort // what the kernel has
+	from          uint32         // the peer that said so last
+	why           string
+	heard         time.Time // when it did
+	times         uint64    // how often it was said
+}
+
+// about tells whether two conflicts are between the same claims.
+func (u *named) about(v *named) bool {
+	return u.proto == v.proto && u.session == v.session && u.mask == v.mask && u.bib == v.bib && u.bibMask == v.bibMask
+}
+
+// conflicts remembers the last that were not resolved, the latest first. One that
+// a peer repeats is one.
+type conflicts struct {
+	mu   sync.Mutex
+	last []named
+}
+
+func (cs *conflicts) add(u named) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	at := slices.IndexFunc(cs.last, func(v named) bool { return u.about(&v) })
+	switch {
+	case at >= 0:
+		u.times += cs.last[at].times
+	case len(cs.last) < maxNamed:
+		cs.last = append(cs.last, named{})
+		fallthrough
+	default:
+		at = len(cs.last) - 1
+	}
+	copy(cs.last[1:], cs.last[:at])
+	cs.last[0] = u
+}
+
+// snapshot lists them for status. Who sent one is not named once too many others
+// have been heard since.
+func (cs *conflicts) snapshot(senders map[uint32]netip.Addr, now time.Time) []control.Conflict {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	list := make([]control.Conflict, 0, len(cs.last))
+	for _, u := range cs.last {
+		c := control.Conflict{
+			Proto: u.proto.String(), Session: u.session.String(), Mask: u.mask.String(), BIB: u.bib.String(), BIBMask: u.bibMask.String(),
+			Because: u.why, Times: u.times, LastHeard: u.heard, Ago: now.Sub(u.heard).Seconds(),
+		}
+		if from, ok := senders[u.from]; ok {
+			c.From = from.String()
+		}
+		list = append(list, c)
+	}
+	return list
 }
 
 // contend resolves the conflicts of a queue, each some time after it was heard of,

@@ -1,11 +1,13 @@
 package daemon
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"joold/internal/control"
 	"joold/internal/nlchan"
 	"joold/internal/session"
 )
@@ -150,5 +152,62 @@ func TestANodeThatTranslatesHasNoBIBEntryRemoved(t *testing.T) {
 	defer b.k.mu.Unlock()
 	if len(b.k.removed) != 0 {
 		t.Errorf("removed %v", b.k.removed)
+	}
+}
+
+func TestAConflictIsNamedInStatus(t *testing.T) {
+	b := start(t, newModelKernel(session.Enc4113), nil)
+	ours := udp(1, 200_000)
+	b.g.in <- encode(session.Enc4113, wkp, ours)
+	eventually(t, "the kernel has the session", func() bool { return len(b.k.taken()) == 1 })
+	theirs := claim(udp(1, 100_000))
+	for range 2 {
+		b.g.in <- encode(session.Enc4113, wkp, theirs)
+	}
+	eventually(t, "both are counted", func() bool { return b.status(time.Now()).Kernel.Conflicts == 2 })
+	s := b.status(time.Now())
+	if len(s.Kernel.LastConflicts) != 1 {
+		t.Fatalf("named %+v, want one", s.Kernel.LastConflicts)
+	}
+	got := s.Kernel.LastConflicts[0]
+	if got.LastHeard.Before(s.Started) || got.Ago < 0 {
+		t.Errorf("heard at %v, %v s ago", got.LastHeard, got.Ago)
+	}
+	got.LastHeard, got.Ago = time.Time{}, 0
+	want := control.Conflict{
+		Proto: "UDP", Session: theirs.Src6Addr().String(), Mask: ours.Src4Addr().String(),
+		BIB: ours.Src6Addr().String(), BIBMask: ours.Src4Addr().String(),
+		From: sender.Addr().String(), Because: "the BIB entry is the newer", Times: 2,
+	}
+	if got != want {
+		t.Errorf("named %+v, want %+v", got, want)
+	}
+}
+
+func TestTheLastFewConflictsAreNamedAndARepeatedOneOnce(t *testing.T) {
+	var cs conflicts
+	at := func(n int) time.Time { return time.Unix(int64(n), 0) }
+	about := func(n int) named {
+		return named{proto: session.TCP, mask: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), uint16(n)), from: 2, heard: at(n), times: 1}
+	}
+	for n := range 2 * maxNamed {
+		cs.add(about(n))
+	}
+	again := about(maxNamed + 2)
+	again.from, again.heard = 3, at(100)
+	cs.add(again)
+	got := cs.snapshot(map[uint32]netip.Addr{2: netip.MustParseAddr("fe80::2")}, at(160))
+	var ports []string
+	for _, c := range got {
+		ports = append(ports, strings.TrimPrefix(c.Mask, "192.0.2.1:"))
+	}
+	if want := []string{"10", "15", "14", "13", "12", "11", "9", "8"}; !slices.Equal(ports, want) {
+		t.Errorf("named those about the ports %v, want %v", ports, want)
+	}
+	if first := got[0]; first.Times != 2 || first.From != "" || first.Ago != 60 {
+		t.Errorf("the repeated one is %+v", first)
+	}
+	if got[1].Times != 1 || got[1].From != "fe80::2" {
+		t.Errorf("another is %+v", got[1])
 	}
 }

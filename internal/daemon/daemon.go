@@ -113,6 +113,7 @@ type Daemon struct {
 	work      work
 	saidOff   atomic.Bool // that the instance has session synchronization off
 	count     counters
+	conflicts conflicts
 	peers     peers
 }
 

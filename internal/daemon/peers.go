@@ -93,3 +93,14 @@ func (p *peers) snapshot(now time.Time) []control.Peer {
 	}
 	return list
 }
+
+// numbers are the peers by their numbers.
+func (p *peers) numbers() map[uint32]netip.Addr {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m := make(map[uint32]netip.Addr, len(p.m))
+	for a, q := range p.m {
+		m[q.number] = a
+	}
+	return m
+}

@@ -45,6 +45,7 @@ func (d *Daemon) status(now time.Time) control.Status {
 			Injected: c.injected.Load(), AddMessages: c.addMessages.Load(), AddErrors: c.addErrors.Load(),
 			Dropped: c.dropped.Load(), Foreign: c.foreign.Load(), Malformed: c.malformed.Load(),
 			Unfit: c.unfit.Load(), BIBRemoved: c.resolved.Load(), Conflicts: c.conflicts.Load(), Expired: c.expired.Load(),
+			LastConflicts: d.conflicts.snapshot(d.peers.numbers(), now),
 		},
 		Net: control.Net{
 			SentDatagrams: c.sentDatagrams.Load(), SentSessions: c.sentSessions.Load(), SentBytes: c.sentBytes.Load(),
