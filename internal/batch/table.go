@@ -414,30 +414,46 @@ func (t *Table) Settle(begun time.Time) {
 }
 
 // BeginSweep says that all of the kernel's table will be read now, and given to
-// Lacks.
-func (t *Table) BeginSweep() {
+// Lacks or Learn. Sweeps may overlap; each has a number.
+func (t *Table) BeginSweep() (number uint8) {
 	if t.sweep == t.complete { // else what the last one saw will do for this one
 		t.sweep++
 	}
+	return t.sweep
 }
 
-// EndSweep says that all of the kernel's table was given to Lacks since the last
-// BeginSweep. What was not in it, nor announced or injected since, is gradually
-// forgotten. It is not called when the reading failed.
-func (t *Table) EndSweep() { t.complete = t.sweep }
+// EndSweep says that all of the kernel's table was given to Lacks or Learn since
+// BeginSweep gave this number. What was not in it, nor announced since, is gradually
+// forgotten; but what a peer sent since the sweep before may yet have to be injected.
+// EndSweep is not called when the reading failed.
+func (t *Table) EndSweep(number uint8) {
+	if int8(number-t.complete) > 0 {
+		t.complete = number
+	}
+}
 
 // vanished tells whether the last complete sweep did not come by a session.
-func (t *Table) vanished(r *record) bool { return t.sweep-r.seen > t.sweep-t.complete }
+func (t *Table) vanished(r *record) bool { return int8(t.complete-r.seen) > 0 }
 
-// Learn takes in a session of the kernel's table, as it was just read, of which
-// nothing is known yet. Nobody has been told of it: it is neither new nor this
-// kernel's own. What contradicts it is not in the kernel, whatever was believed.
+// Learn takes in a session of the kernel's table, as it was just read. Of one that
+// is not known nobody has been told: it is neither new nor this kernel's own. What
+// contradicts it is not in the kernel, whatever was believed, unless this kernel
+// has just announced it.
 func (t *Table) Learn(s *session.Session, now time.Time) {
 	ms := t.tick(now)
+	if s.Expiration == 0 {
+		return
+	}
 	k := keyOf(s)
 	h := t.secret.hash(&k)
-	if s.Expiration == 0 || t.find(&k, h) != 0 {
+	if slot := t.find(&k, h); slot != 0 {
+		t.read(t.at(slot), s, ms)
 		return
+	}
+	for _, rival := range t.rivals(&k) {
+		if rival != 0 && t.any(rival, func(r *record) bool { return t.own(r, ms) }) {
+			return
+		}
 	}
 	for _, rival := range t.rivals(&k) {
 		if rival != 0 {
@@ -474,15 +490,18 @@ func (t *Table) Lacks(s *session.Session, now time.Time) bool {
 		return true
 	}
 	r := t.at(slot)
+	t.read(r, s, ms)
+	return r.waits == 0 && t.lacks(r)
+}
+
+// read takes the kernel's word for a session that was not heard of for longer than
+// the reading of a page takes.
+func (t *Table) read(r *record, s *session.Session, now int64) {
 	r.seen = t.sweep
-	if r.waits != 0 {
-		return false
-	}
-	if max(r.announced.get(), r.shared.get()) < ms-older { // no page of the table is older
+	if r.waits == 0 && max(r.announced.get(), r.shared.get()) < now-older {
 		r.here = kindOf(s)
-		r.dies.set(ms + int64(s.Expiration))
+		r.dies.set(now + int64(s.Expiration))
 	}
-	return t.lacks(r)
 }
 
 func (t *Table) lacks(r *record) bool {
@@ -590,7 +609,7 @@ func (b *BIB) Addrs() (src6, src4 netip.AddrPort) {
 	return netip.AddrPortFrom(netip.AddrFrom16(b.Src6), b.Src6Port), netip.AddrPortFrom(netip.AddrFrom4(b.Src4), b.Src4Port)
 }
 
-// Foresee says which sessions Accept will be asked for next. In a large table each
+// Foresee says which sessions Accept or Learn will be asked for next. In a large table each
 // of them would wait for memory alone; here all wait together. It changes nothing.
 func (t *Table) Foresee(s []session.Session) {
 	for chunk := range slices.Chunk(s, lookAhead) {
@@ -657,9 +676,10 @@ func (t *Table) judge(from uint32, s *session.Session, now int64) (Verdict, BIB)
 	r := t.at(slot)
 	if !alive {
 		r.announced.set(0)
+		r.seen = t.sweep + 1 // a sweep that begins now may be over before this is injected
 	}
 	r.share(kind, dies, now)
-	r.here, r.from, r.seen = kind, from, t.sweep
+	r.here, r.from = kind, from
 	r.dies.set(dies)
 	t.unqueue(slot) // this is newer
 	t.settle(slot)
@@ -706,9 +726,16 @@ func (t *Table) compare(r *record, from uint32, k kind, dies, now int64) Verdict
 }
 
 // standing is a session of slot's BIB entry for which that may still be in the
-// kernel, or 0. Those that it finds dead before are forgotten.
+// kernel, or 0. Those that it finds dead or vanished before are forgotten.
 func (t *Table) standing(slot uint32, now int64) uint32 {
-	for t.at(slot).dies.get()+linger <= now {
+	for {
+		switch r := t.at(slot); {
+		case r.dies.get()+linger <= now:
+		case r.waits == 0 && t.vanished(r):
+			t.counts.Vanished++
+		default:
+			return slot
+		}
 		next := t.ring(slot).next
 		t.forget(slot)
 		if next == slot {
@@ -716,7 +743,6 @@ func (t *Table) standing(slot uint32, now int64) uint32 {
 		}
 		slot = next
 	}
-	return slot
 }
 
 // bib is slot's BIB entry, as a rival of a session that was updated then.

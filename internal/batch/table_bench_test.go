@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -337,6 +338,31 @@ func BenchmarkUnpack(b *testing.B) {
 				perSession(b, since, message)
 			})
 		}
+	}
+}
+
+// BenchmarkLearn is a survey's part of the table: all of its sessions as the kernel
+// gives them, 25 at a time, found and seen. An operation is one survey.
+func BenchmarkLearn(b *testing.B) {
+	const page = 25
+	for _, n := range sizes {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			ss := populace(n)
+			tab := fill(b, tableConfig, shuffle(slices.Clone(ss)), start)
+			b.ReportAllocs()
+			since := processTime(b)
+			for b.Loop() {
+				number := tab.BeginSweep()
+				for from := range slices.Chunk(ss, page) {
+					tab.Foresee(from)
+					for i := range from {
+						tab.Learn(&from[i], start)
+					}
+				}
+				tab.EndSweep(number)
+			}
+			perSession(b, since, n)
+		})
 	}
 }
 

@@ -264,8 +264,17 @@ func (m *model) unsent(ss []session.Session, retry bool) {
 
 func (m *model) learn(s session.Session) {
 	k := s.Key()
-	if s.Expiration == 0 || m.known[k] != nil {
+	if s.Expiration == 0 {
 		return
+	}
+	if r := m.known[k]; r != nil {
+		m.read(r, s)
+		return
+	}
+	for _, o := range m.rivals(k) {
+		if at := m.known[o].announced; at > 0 && m.now-at < m.config.OwnFor.Milliseconds() {
+			return
+		}
 	}
 	for _, o := range m.rivals(k) {
 		m.forget(o)
@@ -290,14 +299,15 @@ func (m *model) lacks(s session.Session) bool {
 	if r == nil {
 		return true
 	}
+	m.read(r, s)
+	return !m.waits(s.Key()) && m.lacksNow(r)
+}
+
+func (m *model) read(r *modelSession, s session.Session) {
 	r.seen = m.sweep
-	if m.waits(s.Key()) {
-		return false
-	}
-	if max(r.announced, r.shared) < m.now-2000 {
+	if !m.waits(s.Key()) && max(r.announced, r.shared) < m.now-2000 {
 		r.Session, r.dies = s, m.now+int64(s.Expiration)
 	}
-	return m.lacksNow(r)
 }
 
 func (m *model) sweepOne(s session.Session, base, begun int64, all bool) (out []session.Session) {
@@ -351,7 +361,7 @@ func (m *model) accept(from uint32, s session.Session) (v Verdict, rivals []sess
 	}
 	if r == nil {
 		for _, o := range m.rivals(k) {
-			if m.known[o].dies+linger > m.now {
+			if !m.leaves(o) {
 				rivals = append(rivals, o)
 			}
 		}
@@ -368,10 +378,10 @@ func (m *model) accept(from uint32, s session.Session) (v Verdict, rivals []sess
 		r = m.add(&s)
 	}
 	if !alive {
-		r.announced = 0
+		r.announced, r.seen = 0, m.sweep+1
 	}
 	r.share(s, dies, m.now)
-	r.Session, r.dies, r.from, r.seen = s, dies, from, m.sweep
+	r.Session, r.dies, r.from = s, dies, from
 	m.unqueue(k)
 	m.settle(k)
 	return Inject, nil
@@ -409,7 +419,14 @@ type play struct {
 	table  *Table
 	model  *model
 	sent   []session.Session
+	sweeps []sweepNumbers // that are under way
 	op     string
+}
+
+// sweepNumbers are what a sweep is known by.
+type sweepNumbers struct {
+	table uint8
+	model int
 }
 
 func (p *play) byte() (b byte) {
@@ -552,13 +569,16 @@ func (p *play) step() {
 	default:
 		switch b := p.byte(); {
 		case b < 100:
-			tab.BeginSweep()
 			if m.sweep == m.complete {
 				m.sweep++
 			}
-		case b < 150:
-			tab.EndSweep()
-			m.complete = m.sweep
+			p.sweeps = append(p.sweeps, sweepNumbers{tab.BeginSweep(), m.sweep})
+			p.sweeps = p.sweeps[max(0, len(p.sweeps)-3):]
+		case b < 150 && len(p.sweeps) > 0:
+			n := p.below(len(p.sweeps))
+			tab.EndSweep(p.sweeps[n].table)
+			m.complete = max(m.complete, p.sweeps[n].model)
+			p.sweeps = slices.Delete(p.sweeps, n, n+1)
 		default:
 			m.config.Limit, m.config.Pending = 1+p.below(12), 1+p.below(8)
 			m.config.Refresh = time.Duration(1+p.below(60)) * time.Second

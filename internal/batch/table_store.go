@@ -45,7 +45,7 @@ type record struct {
 	waits     uint32  // its place among those that wait to be sent, or 0; of a free record, the next free one
 	here      kind    // in this kernel
 	there     kind    // as peers know it
-	seen      uint8   // the last sweep of the kernel's table that came by, or during which it was announced or injected
+	seen      uint8   // the last sweep of the kernel's table that came by, or during which it was announced; the next if a peer sent it
 	flags     flags
 }
 

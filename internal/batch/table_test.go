@@ -630,6 +630,7 @@ func TestWhatTheKernelNoLongerHasIsForgotten(t *testing.T) {
 		accept(tab, 0, udp(i, 300_000)) // and silently dropped by the kernel, most of it
 	}
 	now := 5 * time.Second
+	tab.EndSweep(tab.BeginSweep()) // by then all were injected
 	tab.BeginSweep()
 	for i := range uint16(n) {
 		if s := udp(i, 295_000); i%3 == 0 && tab.Lacks(&s, at(now)) {
@@ -648,12 +649,12 @@ func TestWhatTheKernelNoLongerHasIsForgotten(t *testing.T) {
 			tab.Expire(at(now))
 		}
 	}
-	tab.BeginSweep() // the first one failed
+	sweep := tab.BeginSweep() // the first one failed
 	lapOf()
 	if c := tab.Counts(); c.Sessions != n {
 		t.Errorf("an unfinished sweep left %+v", c)
 	}
-	tab.EndSweep()
+	tab.EndSweep(sweep)
 	if v := accept(tab, now, udp(5, 300_000-uint32(now.Milliseconds()))); v != Inject {
 		t.Errorf("what the kernel lacks is %s before it is forgotten", v)
 	}
@@ -700,6 +701,87 @@ func TestWhatTheKernelHadBeforeIsLearnt(t *testing.T) {
 	tab.Learn(&s, at(0))
 	if !tab.Lacks(&s, at(0)) {
 		t.Error("peers do not lack what nobody told them")
+	}
+	checkTable(t, tab)
+}
+
+func TestWhatWaitsToBeInjectedIsNotForgottenByASweep(t *testing.T) {
+	tab := NewTable(tableConfig)
+	accept(tab, 0, udp(1, 300_000))
+	first := tab.BeginSweep()
+	accept(tab, 0, udp(2, 300_000))
+	tab.EndSweep(first)
+	for _, port := range []uint16{1, 2} {
+		if v := accept(tab, time.Second, udp(port, 299_000)); v != Known {
+			t.Errorf("session %d is %s once a sweep has ended that could not come by it", port, v)
+		}
+	}
+	tab.EndSweep(tab.BeginSweep())
+	tab.EndSweep(tab.BeginSweep())
+	for _, port := range []uint16{1, 2} {
+		if v := accept(tab, 2*time.Second, udp(port, 298_000)); v != Inject {
+			t.Errorf("session %d is %s when sweeps did not come by it", port, v)
+		}
+	}
+}
+
+func TestASweepThatOthersHaveOvertakenEndsNothing(t *testing.T) {
+	tab := NewTable(tableConfig)
+	s := udp(1, 300_000)
+	slow := tab.BeginSweep()
+	tab.Learn(&s, at(0))
+	tab.EndSweep(tab.BeginSweep()) // shares what the slow one saw
+	second := tab.BeginSweep()
+	tab.EndSweep(slow) // the second has not come by the session yet
+	if v := accept(tab, 3*time.Second, udp(1, 297_000)); v != Known {
+		t.Errorf("a sweep that is under way makes a session %s", v)
+	}
+	tab.EndSweep(second)
+	tab.EndSweep(slow)
+	if v := accept(tab, 4*time.Second, udp(1, 296_000)); v != Inject {
+		t.Errorf("what has vanished is %s once an older sweep has ended", v)
+	}
+}
+
+func TestWhatHasVanishedIsNoObstacle(t *testing.T) {
+	tab := NewTable(tableConfig)
+	old := udp(1, 300_000)
+	tab.Learn(&old, at(0))
+	tab.EndSweep(tab.BeginSweep())
+	heir := udp(1, 100_000) // older news than the entry that was removed
+	heir.Src6[15]++
+	if v := accept(tab, time.Second, heir); v != Inject {
+		t.Errorf("what a vanished session contradicts is %s", v)
+	}
+	if c := tab.Counts(); c.Sessions != 1 || c.Vanished != 1 {
+		t.Errorf("counted %+v", c)
+	}
+	checkTable(t, tab)
+}
+
+func TestTheKernelsWordIsTakenForWhatIsKnownForLong(t *testing.T) {
+	tab := NewTable(tableConfig)
+	accept(tab, 0, udp(1, 300_000))
+	s := udp(1, 100_000)
+	tab.Learn(&s, at(10*time.Second))
+	if v := accept(tab, 11*time.Second, udp(1, 289_000)); v != Inject {
+		t.Errorf("what would live much longer than in the kernel is %s", v)
+	}
+}
+
+func TestAPageOfTheTableDoesNotOverruleWhatTheKernelHasJustAnnounced(t *testing.T) {
+	tab := NewTable(tableConfig)
+	ours := udp(1, 300_000)
+	observe(tab, 0, ours)
+	old := udp(1, 200_000)
+	old.Src6[15]++
+	tab.Learn(&old, at(time.Second)) // read before
+	if v := accept(tab, time.Second, old); v != Conflict {
+		t.Errorf("the entry that was there before is %s", v)
+	}
+	tab.Learn(&old, at(3*time.Second))
+	if v := accept(tab, 3*time.Second, ours); v != Conflict {
+		t.Errorf("what the kernel no longer has is %s", v)
 	}
 	checkTable(t, tab)
 }

@@ -49,7 +49,7 @@ type Table struct {
 	Died             uint64 `json:"died"`              // sessions whose life ended while they waited
 	Displaced        uint64 `json:"displaced"`         // BIB entries forgotten, since the kernel announced others in their place
 	Vanished         uint64 `json:"vanished"`          // sessions forgotten, since the kernel's table no longer has them
-	Sweeps           uint64 `json:"sweeps"`            // times that the kernel's table was read through
+	Sweeps           uint64 `json:"sweeps"`            // times that the kernel's table was read through for what peers lack
 }
 
 // Network is the multicast group and how it is reached.

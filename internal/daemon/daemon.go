@@ -37,7 +37,7 @@ type kernel interface {
 	Update(ctx context.Context, s nlchan.Settings) error
 	Stats(ctx context.Context) (nlchan.Stats, error)
 	Pool4(ctx context.Context) ([]nlchan.Pool4Entry, error)
-	StaticBIB(ctx context.Context) ([]nlchan.BIBEntry, error)
+	StaticBIB(ctx context.Context, page func(entries int) error) ([]nlchan.BIBEntry, error)
 	Counters() nlchan.Counters
 	SetReadDeadline(t time.Time) error
 	Close() error

@@ -150,7 +150,7 @@ func (k *modelKernel) Pool4(context.Context) ([]nlchan.Pool4Entry, error) {
 	return k.pool4, k.gone
 }
 
-func (k *modelKernel) StaticBIB(context.Context) ([]nlchan.BIBEntry, error) {
+func (k *modelKernel) StaticBIB(context.Context, func(int) error) ([]nlchan.BIBEntry, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.static, k.gone

@@ -71,11 +71,11 @@ func (k *gate) Pool4(ctx context.Context) ([]nlchan.Pool4Entry, error) {
 	return k.read.pool4, err
 }
 
-func (k *gate) StaticBIB(ctx context.Context) ([]nlchan.BIBEntry, error) {
+func (k *gate) StaticBIB(ctx context.Context, page func(int) error) ([]nlchan.BIBEntry, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var err error
-	k.read.static, err = k.modelKernel.StaticBIB(ctx)
+	k.read.static, err = k.modelKernel.StaticBIB(ctx, page)
 	return k.read.static, err
 }
 
@@ -497,7 +497,9 @@ func (y *story) step() {
 				Src4: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, 7}), pick(y, y.uint16, 53, 61001)),
 			})
 		}
-		y.l.staticAt = time.Time{} // as SIGHUP does
+		if err := y.readStatic(context.Background(), y.l); err != nil { // as after SIGHUP
+			y.t.Fatal(err)
+		}
 	case 14:
 		y.k.globals.Timeouts = session.Timeouts{
 			TCPEst: 7_200_000 << (y.byte() % 4), TCPTrans: 240_000 << (y.byte() % 4),

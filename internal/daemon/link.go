@@ -34,10 +34,9 @@ const (
 	// tells that it was made anew, perhaps for another pool6.
 	trustInterval = 100 * time.Millisecond
 
-	// How often other things are looked at, at the least.
-	pool4Interval  = 5 * time.Second
-	staticInterval = 10 * time.Minute
-	setUpInterval  = 10 * time.Second // if the instance refused to be set up
+	// How often other things are looked at, at the least. See surveyInterval, too.
+	pool4Interval = 5 * time.Second
+	setUpInterval = 10 * time.Second // if the instance refused to be set up
 
 	// settling is for how long an instance is new: pool4 may still be filled.
 	settling = 10 * time.Second
@@ -66,22 +65,24 @@ type link struct {
 	kernel
 	watcher  watcher // tells when the module is removed
 	pool6    session.Pool6
-	wire     session.Encoding               // what is sent for it
-	inbox    *batch.Inbox                   // what is to be given to it
-	held     *batch.Inbox                   // likewise, once no more of the kind comes
-	adding   sync.Mutex                     // for whoever gives it some
-	refused  *batch.Inbox                   // what was refused for its mask
-	policy   atomic.Pointer[session.Policy] // what is accepted for it
-	sync     atomic.Bool                    // ss-enabled
-	doubt    atomic.Bool                    // a mask was refused: pool4 may have changed
-	flush    atomic.Int64                   // ss-flush-deadline in ns
-	full     atomic.Int64                   // sessions in the longest message; 0 where shorter ones mean nothing
-	capacity atomic.Int64                   // ss-capacity, in sessions
-	heard    chan struct{}                  // holds a token when it has announced something
-	stirred  chan struct{}                  // holds a token when the instance should be looked at now
-	spoke    atomic.Int64                   // when it last announced anything, in ns after began
-	seen     atomic.Int64                   // when it was last known to be there still, in ns after began
-	polled   atomic.Int64                   // when its settings were last read, likewise
+	wire     session.Encoding                  // what is sent for it
+	inbox    *batch.Inbox                      // what is to be given to it
+	held     *batch.Inbox                      // likewise, once no more of the kind comes
+	adding   sync.Mutex                        // for whoever gives it some
+	refused  *batch.Inbox                      // what was refused for its mask
+	policy   atomic.Pointer[session.Policy]    // what is accepted for it
+	sync     atomic.Bool                       // ss-enabled
+	doubt    atomic.Bool                       // a mask was refused: pool4 may have changed
+	flush    atomic.Int64                      // ss-flush-deadline in ns
+	full     atomic.Int64                      // sessions in the longest message; 0 where shorter ones mean nothing
+	capacity atomic.Int64                      // ss-capacity, in sessions
+	heard    chan struct{}                     // holds a token when it has announced something
+	stirred  chan struct{}                     // holds a token when the instance should be looked at now
+	asked    chan struct{}                     // holds a token when its tables should be surveyed now
+	bib      atomic.Pointer[[]nlchan.BIBEntry] // the static BIB, as it was last read
+	spoke    atomic.Int64                      // when it last announced anything, in ns after began
+	seen     atomic.Int64                      // when it was last known to be there still, in ns after began
+	polled   atomic.Int64                      // when its settings were last read, likewise
 	began    time.Time
 	active   chan struct{} // closed once it is known, or likely, that the node translates
 	once     sync.Once     // closes active
@@ -90,14 +91,14 @@ type link struct {
 
 	// What the policy was made of, and the last counts, with when they were read.
 	// They belong to connect, and then to poll.
-	globals                    nlchan.Globals
-	pool4                      []nlchan.Pool4Entry
-	static                     []nlchan.BIBEntry
-	stats                      nlchan.Stats
-	drops                      uint64 // messages lost for want of buffer
-	read                       uint64 // kernelMessages when these were read
-	unset                      bool   // the instance refused to be set up
-	pool4At, staticAt, setUpAt time.Time
+	globals          nlchan.Globals
+	pool4            []nlchan.Pool4Entry
+	static           []nlchan.BIBEntry
+	stats            nlchan.Stats
+	drops            uint64 // messages lost for want of buffer
+	read             uint64 // kernelMessages when these were read
+	unset            bool   // the instance refused to be set up
+	pool4At, setUpAt time.Time
 }
 
 // Close ends what the link hears.
@@ -191,9 +192,10 @@ func (d *Daemon) connect(ctx context.Context) (_ *link, err error) {
 	}
 	l := &link{
 		kernel: k, wire: d.fixed.Wire, inbox: batch.NewInbox(inboxSize), held: batch.NewInbox(inboxSize),
-		refused: batch.NewInbox(refusedSize),
+		refused:  batch.NewInbox(refusedSize),
 		contests: make(chan conflict, maxContests), contestsLater: make(chan conflict, maxContests),
-		heard: make(chan struct{}, 1), stirred: make(chan struct{}, 1), active: make(chan struct{}), began: time.Now(),
+		heard: make(chan struct{}, 1), stirred: make(chan struct{}, 1), asked: make(chan struct{}, 1),
+		active: make(chan struct{}), began: time.Now(),
 	}
 	defer func() {
 		if err != nil {
@@ -216,13 +218,14 @@ func (d *Daemon) connect(ctx context.Context) (_ *link, err error) {
 	if l.pool4, err = k.Pool4(ctx); err != nil {
 		return nil, err
 	}
-	if l.static, err = k.StaticBIB(ctx); err != nil {
+	if l.static, err = k.StaticBIB(ctx, func(int) error { return nil }); err != nil {
 		return nil, err
 	}
+	l.bib.Store(&l.static)
 	if l.stats, err = k.Stats(ctx); err != nil {
 		return nil, err
 	}
-	l.pool4At, l.staticAt = l.began, l.began
+	l.pool4At = l.began
 	l.apply()
 	if l.globals.SyncEnabled { // else the module writes a line to the kernel's log
 		// The last daemon may have died owing the kernel an ACK.
@@ -357,6 +360,7 @@ func (d *Daemon) follow(ctx context.Context, l *link) error {
 	g.Go(func() error { return d.contend(ctx, l, l.contests, 0) })
 	g.Go(func() error { return d.contend(ctx, l, l.contestsLater, contestAfter) })
 	g.Go(func() error { return d.repair(ctx, l) })
+	g.Go(func() error { return d.survey(ctx, l) })
 	g.Go(func() error { return d.watch(ctx, l.watcher) })
 	g.Go(func() error { return d.poll(ctx, l) })
 	return g.Wait()
@@ -408,7 +412,8 @@ func (d *Daemon) poll(ctx context.Context, l *link) error {
 		err := d.reread(ctx, l, now, interval == idleInterval)
 		if next := d.live.Load(); err == nil && (next != cfg || l.unset && now.Sub(l.setUpAt) > setUpInterval) {
 			if next != cfg {
-				cfg, l.staticAt = next, time.Time{}
+				cfg = next
+				signal(l.asked)
 			}
 			err = d.setUp(ctx, l)
 			l.apply()
@@ -438,8 +443,8 @@ func isOver(err error) bool {
 
 // reread reads what may have changed, and makes a new policy if something has.
 // pool4 is read more often while it may still be filled, and when a mask was
-// refused, and not while the daemon idles: nobody needs it; the static BIB seldom,
-// since finding it takes a walk through the whole BIB.
+// refused, and not while the daemon idles: nobody needs it. The static BIB is read
+// by survey.
 func (d *Daemon) reread(ctx context.Context, l *link, now time.Time, idles bool) error {
 	g, err := l.same(ctx)
 	if err != nil {
@@ -450,18 +455,12 @@ func (d *Daemon) reread(ctx context.Context, l *link, now time.Time, idles bool)
 	if wanted(cfg, v, l.globals) == none && wanted(cfg, v, g) != none {
 		return fmt.Errorf("%w: its settings are not those that it was given", errChanged)
 	}
-	pool4, static := l.pool4, l.static
+	pool4, static := l.pool4, *l.bib.Load()
 	if l.doubt.Swap(false) || now.Sub(l.began) < settling || !idles && now.Sub(l.pool4At) > pool4Interval-pollInterval/2 {
 		if pool4, err = l.Pool4(ctx); err != nil {
 			return err
 		}
 		l.pool4At = now
-	}
-	if now.Sub(l.staticAt) > staticInterval {
-		l.staticAt = now // also if it fails: it is much work
-		if static, err = l.StaticBIB(ctx); err != nil {
-			return err
-		}
 	}
 	if g != l.globals || !slices.Equal(pool4, l.pool4) || !slices.Equal(static, l.static) {
 		l.globals, l.pool4, l.static = g, pool4, static

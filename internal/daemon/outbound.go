@@ -365,6 +365,12 @@ func (o *outlet) sweep(l *link, from []session.Session, base time.Time, all bool
 	return through, len(o.packed), datagrams, nil
 }
 
+// beginSweep says that all of the kernel's table is about to be read.
+func (o *outlet) beginSweep() (number uint8) {
+	o.with(func(t *batch.Table) { number = t.BeginSweep() })
+	return number
+}
+
 // doubt says that what was sent since then may not have arrived.
 func (o *outlet) doubt(since, now time.Time) {
 	o.with(func(t *batch.Table) { t.Doubt(since, now) })

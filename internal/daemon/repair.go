@@ -78,10 +78,8 @@ func (r *repairs) take() repair {
 // waits for the kernel's first word, or for silence all round. But what the kernel
 // holds when the daemon comes must be known at once, to tell what contradicts it.
 func (d *Daemon) repair(ctx context.Context, l *link) error {
-	if err := d.learn(ctx, l); isOver(err) {
+	if err := d.learn(ctx, l, MaxRate); err != nil {
 		return err
-	} else if err != nil {
-		d.limit.Warn("cannot read the kernel's table", "instance", d.fixed.Instance, "err", err)
 	}
 	select {
 	case <-l.active:

@@ -254,9 +254,13 @@ func TestAModuleThatDoesNotAnnounceAllIsSweptWhileItAnnouncesAndOnceAfterwards(t
 			if after < 1 || after > 2 { // one may have been under way
 				t.Errorf("4.1.%d: swept %d times after the last message", revision, after)
 			}
+			swept := b.count.sweeps.Load()
 			time.Sleep(time.Hour)
-			if n := len(dumps.taken()); n != 0 {
+			if n := b.count.sweeps.Load() - swept; n != 0 {
 				t.Errorf("4.1.%d: swept %d times in a silent hour", revision, n)
+			}
+			if n := len(dumps.taken()); n > int(time.Hour/surveyInterval) {
+				t.Errorf("4.1.%d: surveyed %d times in a silent hour", revision, n)
 			}
 			if n := strings.Count(b.logs.String(), routineSweep); n != 0 {
 				t.Errorf("4.1.%d: %d lines on what is routine", revision, n)

@@ -106,7 +106,7 @@ func (d *Daemon) sweep(ctx context.Context, l *link, all bool, rate int, tell fu
 			table = make([]session.Session, 0, min(stats.Sessions+stats.Sessions/16, 2*batch.MaxTable))
 		}
 	}
-	d.out.with((*batch.Table).BeginSweep)
+	number := d.out.beginSweep()
 	keep := func(page []session.Session) []session.Session { return d.out.lacking(l, page, all, time.Now()) }
 	table, unreadable, err := readTable(ctx, l, table, start, keep, func(n int) error {
 		p.Read = n
@@ -116,7 +116,7 @@ func (d *Daemon) sweep(ctx context.Context, l *link, all bool, rate int, tell fu
 		return p, err
 	}
 	if unreadable == 0 {
-		d.out.with((*batch.Table).EndSweep)
+		d.out.with(func(t *batch.Table) { t.EndSweep(number) })
 	}
 	if rate <= DefaultRate/5 { // else both together might be too much for a peer's socket
 		done()
@@ -154,21 +154,6 @@ func (d *Daemon) sweep(ctx context.Context, l *link, all bool, rate int, tell fu
 	d.out.settle(start)
 	d.count.sweeps.Add(1)
 	return p, nil
-}
-
-// learn reads l's table for what the outlet does not know yet.
-func (d *Daemon) learn(ctx context.Context, l *link) error {
-	keep := func(page []session.Session) []session.Session {
-		now := time.Now()
-		d.out.with(func(t *batch.Table) {
-			for i := range page {
-				t.Learn(&page[i], now)
-			}
-		})
-		return nil
-	}
-	_, _, err := readTable(ctx, l, nil, time.Now(), keep, func(int) error { return nil })
-	return err
 }
 
 // readTable reads the kernel's whole table and appends to table what keep keeps

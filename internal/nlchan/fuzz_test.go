@@ -119,7 +119,7 @@ func FuzzAnswers(f *testing.F) {
 		c.Hello(ctx)
 		c.Globals(ctx)
 		c.Pool4(ctx)
-		c.StaticBIB(ctx)
+		c.StaticBIB(ctx, func(int) error { return nil })
 		c.Stats(ctx)
 		var settings nlchan.Settings
 		settings.Set(nlchan.SSCapacity, 16384)

@@ -437,7 +437,7 @@ func TestKernel(t *testing.T) {
 		if err := c.RemoveBIB(ctx, session.ICMP, netip.AddrPortFrom(six, 0), netip.AddrPortFrom(four, 0)); !errors.Is(err, nlchan.ErrStaticBIB) {
 			t.Errorf("a static entry with the lowest number: %v", err)
 		}
-		if bib, err := c.StaticBIB(ctx); err != nil || len(bib) != 2 {
+		if bib, err := c.StaticBIB(ctx, func(int) error { return nil }); err != nil || len(bib) != 2 {
 			t.Errorf("%+v, %v", bib, err)
 		}
 	})
@@ -466,7 +466,7 @@ func TestKernel(t *testing.T) {
 		if !slices.Contains(pool, want) {
 			t.Errorf("%+v is not in %+v", want, pool)
 		}
-		bib, err := c.StaticBIB(ctx)
+		bib, err := c.StaticBIB(ctx, func(int) error { return nil })
 		if err != nil || len(bib) != 20 {
 			t.Fatalf("%d static BIB entries, %v", len(bib), err)
 		}

@@ -797,9 +797,18 @@ func TestStaticBIBLeavesDynamicEntriesOut(t *testing.T) {
 				}
 			}
 		}
-		got, err := c.StaticBIB(t.Context())
+		read, pages := 0, 0
+		got, err := c.StaticBIB(t.Context(), func(entries int) error { read += entries; pages++; return nil })
 		if err != nil || !slices.Equal(got, want) {
 			t.Errorf("%v, got %v", err, got)
+		}
+		if read != 300 || pages <= len(session.Protos) {
+			t.Errorf("told of %d entries in %d pages", read, pages)
+		}
+		enough := errors.New("enough")
+		pages = 0
+		if _, err := c.StaticBIB(t.Context(), func(int) error { pages++; return enough }); !errors.Is(err, enough) || pages != 1 {
+			t.Errorf("ended with %v after %d pages", err, pages)
 		}
 	})
 }

@@ -241,13 +241,17 @@ type BIBEntry struct {
 }
 
 // StaticBIB is what the operator entered by hand, out of the whole BIB: a table
-// as large as there are connections, all of which is read.
-func (c *Conn) StaticBIB(ctx context.Context) ([]BIBEntry, error) {
+// as large as there are connections, all of which is read. page is told how many
+// entries each page had, static or not; it may take its time, and its error ends
+// the reading.
+func (c *Conn) StaticBIB(ctx context.Context, page func(entries int) error) ([]BIBEntry, error) {
 	var bib []BIBEntry
 	for _, proto := range session.Protos {
 		err := c.dump(ctx, opBIBForeach, proto, func(entries []byte) error {
-			return decode(entries, func(ad *netlink.AttributeDecoder) error {
+			read := 0
+			err := decode(entries, func(ad *netlink.AttributeDecoder) error {
 				for ad.Next() {
+					read++
 					// Nearly all are not, and need not be taken apart.
 					static := find(ad.Bytes(), attrBIBStatic)
 					if len(static) != 1 || static[0] == 0 {
@@ -259,6 +263,10 @@ func (c *Conn) StaticBIB(ctx context.Context) ([]BIBEntry, error) {
 				}
 				return nil
 			})
+			if err != nil {
+				return err
+			}
+			return page(read)
 		})
 		if err != nil {
 			return nil, c.fail(fmt.Sprintf("dump the %s BIB", proto), err)
