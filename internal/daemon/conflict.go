@@ -61,8 +61,9 @@ func (d *Daemon) unresolved(c conflict, why string) {
 	}
 	u.bib, u.bibMask = c.bib.Addrs()
 	d.conflicts.add(u)
-	d.limit.Warn("a peer's session contradicts the BIB and was left out", "because", why,
-		"session", u.session, "mask", u.mask, "bib", u.bib, "bib_mask", u.bibMask)
+	d.limit.WarnWith("a peer's session contradicts the BIB and was left out", func() []any {
+		return []any{"because", why, "session", u.session, "mask", u.mask, "bib", u.bib, "bib_mask", u.bibMask}
+	})
 }
 
 // named is a conflict that was not resolved.

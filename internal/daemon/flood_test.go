@@ -99,6 +99,43 @@ func BenchmarkHostileDatagram(b *testing.B) {
 	}
 }
 
+// Once it has been logged: see Limiter.WarnWith.
+func TestNothingIsAllocatedForWhatIsRefused(t *testing.T) {
+	const life = 200_000
+	good := udp(1, life)
+	older := claim(udp(1, life/2))
+	bad := udp(2, life)
+	bad.State = session.Trans
+	for _, c := range []struct {
+		name     string
+		payload  []byte
+		hopLimit int
+		count    func(d *Daemon) uint64
+	}{
+		{"a datagram", encode(session.Enc4113, wkp, good), 1, func(d *Daemon) uint64 { return d.count.strays[strayHopLimit].Load() }},
+		{"an entry", encode(session.Enc4113, wkp, bad), 255, func(d *Daemon) uint64 { return d.count.refused[session.RefusedTimer].Load() }},
+		{"a conflict", encode(session.Enc4113, wkp, older), 255, func(d *Daemon) uint64 { return d.count.conflicts.Load() }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d, l := idle(t, newModelKernel(session.Enc4113))
+			cfg := *d.live.Load()
+			cfg.HopLimit = 255
+			d.live.Store(&cfg)
+			in := newIntake(d)
+			in.accept(l, &mcast.Datagram{Payload: encode(session.Enc4113, wkp, good), From: sender, HopLimit: 255}, time.Now())
+			dg := mcast.Datagram{Payload: c.payload, From: sender, HopLimit: c.hopLimit}
+			const runs = 100
+			allocs := testing.AllocsPerRun(runs, func() { in.accept(l, &dg, time.Now()) })
+			if n := c.count(d); n != runs+1 {
+				t.Errorf("%d were refused", n)
+			}
+			if allocs != 0 {
+				t.Errorf("%v allocations each", allocs)
+			}
+		})
+	}
+}
+
 // attacker sends datagrams that it has prepared, each from an address and with a
 // hop limit of its own.
 type attacker struct {

@@ -88,7 +88,7 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 	d.count.rcvdBytes.Add(uint64(len(dg.Payload)))
 	if why, ok := d.admits(dg); !ok {
 		d.count.strays[why].Add(1)
-		d.limit.Warn("refused a datagram", "from", dg.From, "because_of", why)
+		d.limit.WarnWith("refused a datagram", func() []any { return []any{"from", dg.From, "because_of", why} })
 		return
 	}
 	if l == nil {
@@ -111,8 +111,10 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 	if bad > 0 {
 		addReasons(d.count.rcvdBad[:], r.Bad[:])
 		addReasons(d.count.refused[:], refused[:])
-		d.limit.Warn("refused entries from the network", "from", dg.From, "entries", bad,
-			"unreadable", reasonList[session.Defect](r.Bad[:]), "unacceptable", reasonList[session.Refusal](refused[:]))
+		d.limit.WarnWith("refused entries from the network", func() []any {
+			return []any{"from", dg.From, "entries", bad,
+				"unreadable", reasonList[session.Defect](r.Bad[:]), "unacceptable", reasonList[session.Refusal](refused[:])}
+		})
 	}
 	from := d.peers.heard(dg.From.Addr(), r, bad, now)
 	if d.debugs(context.Background()) {

@@ -82,8 +82,9 @@ func (d *Daemon) hear(ctx context.Context, l *link) error {
 		d.count.kernelBytes.Add(uint64(len(m.Entries)))
 		if r.BadTotal() > 0 {
 			addReasons(d.count.kernelBad[:], r.Bad[:])
-			d.limit.Warn("the kernel announced sessions that cannot be read",
-				"entries", r.BadTotal(), "why", reasonList[session.Defect](r.Bad[:]))
+			d.limit.WarnWith("the kernel announced sessions that cannot be read", func() []any {
+				return []any{"entries", r.BadTotal(), "why", reasonList[session.Defect](r.Bad[:])}
+			})
 		}
 		if d.debugs(ctx) {
 			d.Log.Debug("the kernel announced", "sessions", r.Read, "bytes", len(m.Entries))
@@ -438,7 +439,9 @@ func (d *Daemon) write(b []byte) error {
 func (d *Daemon) sent(err error, entries, bytes int) {
 	if err != nil {
 		d.count.sendErrors.add(err)
-		d.limit.Warn("a datagram could not be sent", "sessions", entries, "tried_again", passes(err), "err", err)
+		d.limit.WarnWith("a datagram could not be sent", func() []any {
+			return []any{"sessions", entries, "tried_again", passes(err), "err", err}
+		})
 		return
 	}
 	if d.debugs(context.Background()) {

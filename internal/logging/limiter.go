@@ -37,10 +37,20 @@ func NewLimiter(log *slog.Logger) *Limiter {
 // Warn logs msg, or keeps it back if it was logged less than a minute ago. How
 // many were kept back is an attribute of the next one.
 func (l *Limiter) Warn(msg string, args ...any) {
-	suppressed, ok := l.allow(msg)
-	if !ok {
-		return
+	if suppressed, ok := l.allow(msg); ok {
+		l.warn(msg, suppressed, args)
 	}
+}
+
+// WarnWith is Warn for what may come with each datagram or session: args is only
+// called, and the attributes only made, for a line that is logged.
+func (l *Limiter) WarnWith(msg string, args func() []any) {
+	if suppressed, ok := l.allow(msg); ok {
+		l.warn(msg, suppressed, args())
+	}
+}
+
+func (l *Limiter) warn(msg string, suppressed uint64, args []any) {
 	if suppressed > 0 {
 		args = append(args[:len(args):len(args)], "suppressed", suppressed)
 	}

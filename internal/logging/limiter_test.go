@@ -97,3 +97,16 @@ func TestALimiterMayBeShared(t *testing.T) {
 		t.Errorf("%d lines, want 1", n)
 	}
 }
+
+func TestTheAttributesOfALineThatIsNotLoggedAreNotMade(t *testing.T) {
+	var buf bytes.Buffer
+	l := NewLimiter(slog.New(newHandler(&buf, slog.LevelInfo, true)))
+	made := 0
+	warn := func() { l.WarnWith("refused", func() []any { made++; return []any{"n", made} }) }
+	if allocs := testing.AllocsPerRun(100, warn); allocs != 0 {
+		t.Errorf("%v allocations for a line that is not logged", allocs)
+	}
+	if want := "<4>refused n=1\n"; made != 1 || buf.String() != want {
+		t.Errorf("made %d times, logged %q, want %q", made, buf.String(), want)
+	}
+}

@@ -20,7 +20,7 @@ var levels = map[string]struct {
 	name    string
 	message int
 }{
-	"Info": {"info", 0}, "Warn": {"warn", 0}, "Error": {"error", 0},
+	"Info": {"info", 0}, "Warn": {"warn", 0}, "WarnWith": {"warn", 0}, "Error": {"error", 0},
 	"InfoContext": {"info", 1}, "WarnContext": {"warn", 1}, "ErrorContext": {"error", 1},
 }
 
