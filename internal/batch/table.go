@@ -26,6 +26,9 @@ const (
 	// an announcement may lie in its kernel for as long.
 	older = 2000 // ms
 
+	// inbox is for how long what a peer told may wait to be injected.
+	inbox = 60_000 // ms
+
 	// linger is how long after its end a session may still stand in the kernel,
 	// which looks every 2 s.
 	linger = 2500 // ms
@@ -438,7 +441,8 @@ func (t *Table) vanished(r *record) bool { return int8(t.complete-r.seen) > 0 }
 // Learn takes in a session of the kernel's table, as it was just read. Of one that
 // is not known nobody has been told: it is neither new nor this kernel's own. What
 // contradicts it is not in the kernel, whatever was believed, unless this kernel
-// has just announced it.
+// has just announced it. The kernel's word is taken for a known one that was not
+// heard of for a minute: newer word may wait to be injected.
 func (t *Table) Learn(s *session.Session, now time.Time) {
 	ms := t.tick(now)
 	if s.Expiration == 0 {
@@ -447,7 +451,7 @@ func (t *Table) Learn(s *session.Session, now time.Time) {
 	k := keyOf(s)
 	h := t.secret.hash(&k)
 	if slot := t.find(&k, h); slot != 0 {
-		t.read(t.at(slot), s, ms)
+		t.read(t.at(slot), s, ms, ms-inbox)
 		return
 	}
 	for _, rival := range t.rivals(&k) {
@@ -490,15 +494,14 @@ func (t *Table) Lacks(s *session.Session, now time.Time) bool {
 		return true
 	}
 	r := t.at(slot)
-	t.read(r, s, ms)
+	t.read(r, s, ms, ms-older) // no page of the table is older
 	return r.waits == 0 && t.lacks(r)
 }
 
-// read takes the kernel's word for a session that was not heard of for longer than
-// the reading of a page takes.
-func (t *Table) read(r *record, s *session.Session, now int64) {
+// read takes the kernel's word for a session that was not heard of since.
+func (t *Table) read(r *record, s *session.Session, now, since int64) {
 	r.seen = t.sweep
-	if r.waits == 0 && max(r.announced.get(), r.shared.get()) < now-older {
+	if r.waits == 0 && max(r.announced.get(), r.shared.get()) < since {
 		r.here = kindOf(s)
 		r.dies.set(now + int64(s.Expiration))
 	}

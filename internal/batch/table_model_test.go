@@ -268,7 +268,7 @@ func (m *model) learn(s session.Session) {
 		return
 	}
 	if r := m.known[k]; r != nil {
-		m.read(r, s)
+		m.read(r, s, m.now-60_000)
 		return
 	}
 	for _, o := range m.rivals(k) {
@@ -299,13 +299,13 @@ func (m *model) lacks(s session.Session) bool {
 	if r == nil {
 		return true
 	}
-	m.read(r, s)
+	m.read(r, s, m.now-2000)
 	return !m.waits(s.Key()) && m.lacksNow(r)
 }
 
-func (m *model) read(r *modelSession, s session.Session) {
+func (m *model) read(r *modelSession, s session.Session, since int64) {
 	r.seen = m.sweep
-	if !m.waits(s.Key()) && max(r.announced, r.shared) < m.now-2000 {
+	if !m.waits(s.Key()) && max(r.announced, r.shared) < since {
 		r.Session, r.dies = s, m.now+int64(s.Expiration)
 	}
 }

@@ -759,13 +759,20 @@ func TestWhatHasVanishedIsNoObstacle(t *testing.T) {
 	checkTable(t, tab)
 }
 
-func TestTheKernelsWordIsTakenForWhatIsKnownForLong(t *testing.T) {
+func TestTheKernelsWordIsTakenForWhatIsKnownForLongUnlessNewerWordMayWait(t *testing.T) {
 	tab := NewTable(tableConfig)
-	accept(tab, 0, udp(1, 300_000))
-	s := udp(1, 100_000)
-	tab.Learn(&s, at(10*time.Second))
-	if v := accept(tab, 11*time.Second, udp(1, 289_000)); v != Inject {
-		t.Errorf("what would live much longer than in the kernel is %s", v)
+	had := func(life uint32) session.Session { return tcp(1, session.Established, session.TimerEst, life) }
+	told := func(life uint32) session.Session { return tcp(1, session.V4FinV6FinRcv, session.TimerTrans, life) }
+	accept(tab, 0, told(240_000)) // and waits to be injected
+	s := had(7_000_000)
+	tab.Learn(&s, at(30*time.Second))
+	if s := told(210_000); tab.Overtaken(&s, at(30*time.Second)) {
+		t.Error("what waits to be injected is overtaken by what the kernel had before")
+	}
+	s = had(6_930_000)
+	tab.Learn(&s, at(100*time.Second)) // it never was
+	if v := accept(tab, 100*time.Second, had(6_930_000)); v != Known {
+		t.Errorf("what the kernel has is %s", v)
 	}
 }
 

@@ -221,7 +221,8 @@ func (d *Daemon) connect(ctx context.Context) (_ *link, err error) {
 	if l.static, err = k.StaticBIB(ctx, func(int) error { return nil }); err != nil {
 		return nil, err
 	}
-	l.bib.Store(&l.static)
+	static := l.static
+	l.bib.Store(&static)
 	if l.stats, err = k.Stats(ctx); err != nil {
 		return nil, err
 	}
