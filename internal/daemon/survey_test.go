@@ -106,6 +106,37 @@ func TestNobodyWaitsForASurvey(t *testing.T) {
 	})
 }
 
+func TestASurveyIsSpreadOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newHookedKernel(session.Enc4113)
+		for i := range uint32(2 * surveyRate) {
+			k.has(nth(i))
+		}
+		b := startHooked(t, k, nil)
+		began := time.Now()
+		if err := b.learn(t.Context(), b.link.Load(), surveyRate); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took < 1900*time.Millisecond || took > 3*time.Second {
+			t.Errorf("two seconds' worth of sessions took %v", took)
+		}
+	})
+}
+
+func TestAReloadHasTheTablesSurveyed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newHookedKernel(session.Enc4113)
+		b, rewrite := reloads(t, k)
+		time.Sleep(time.Minute)
+		k.has(nth(1))
+		rewrite(configOf(t), nil)
+		time.Sleep(time.Minute)
+		if n := b.status(time.Now()).Table.Sessions; n != 1 {
+			t.Errorf("%d sessions are known, of one", n)
+		}
+	})
+}
+
 func TestATableThatCannotBeReadWholeMakesNothingVanish(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newHookedKernel(session.Enc4113)
