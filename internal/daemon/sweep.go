@@ -188,16 +188,15 @@ type pacer struct {
 	next time.Time // when the next may go
 }
 
-// wait waits until the next sessions may go. They go in bursts of at most 20 ms,
-// since waking up costs more than what it is for; more time than that, once slept
-// through, is not made up for.
+// wait waits until the next sessions may go. Time that was slept through is not
+// made up for by a burst.
 func (p *pacer) wait(ctx context.Context) error {
-	const burst = 20 * time.Millisecond
-	if ahead := time.Until(p.next); ahead > 0 {
-		pause(ctx, ahead+burst)
-	}
-	if earliest := time.Now().Add(-burst); p.next.Before(earliest) {
-		p.next = earliest
+	const slack = 5 * time.Millisecond // shorter sleeps are no longer exact
+	now := time.Now()
+	if d := p.next.Sub(now); d > slack {
+		pause(ctx, d)
+	} else if d < -slack {
+		p.next = now
 	}
 	return ctx.Err()
 }
