@@ -75,6 +75,9 @@ func writeStatus(w io.Writer, s *control.Status) error {
 	}
 	n := s.Network
 	line("group", "%s, in %s, out %s", n.Group, kernelsChoice(n.In), kernelsChoice(n.Out))
+	if n.Cluster != "" {
+		line("", "cluster %s", n.Cluster)
+	}
 	if n.WaitingFor != "" {
 		line("", "away: %s", n.WaitingFor)
 	}
@@ -93,7 +96,11 @@ func writeStatus(w io.Writer, s *control.Status) error {
 	line("errors", "%s", cmp.Or(joinCounts(
 		count("kernel overruns", k.Overruns), count("announcements dropped by the module", k.QueueDrops),
 		count("sessions that found no room in the table", t.Full), count("refreshes dropped", t.DroppedRefreshes),
-		count("sessions left to a sweep", t.DroppedNews), counts("datagrams refused", s.Net.Strays), count("malformed kernel messages", k.Malformed),
+		count("sessions left to a sweep", t.DroppedNews), counts("datagrams refused", s.Net.Strays),
+		count("datagrams of another cluster", s.Net.Stamps["other cluster"]), count("damaged datagrams", s.Net.Stamps["damaged"]),
+		count("datagrams of another version", s.Net.Stamps["other version"]), count("datagrams signed", s.Net.Stamps["other key"]),
+		count("datagrams that end in garbage", s.Net.Stamps["trailing"]),
+		count("malformed kernel messages", k.Malformed),
 		counts("unreadable kernel entries", k.Unreadable), count("injections refused", k.AddErrors),
 		count("sessions dropped before the kernel", k.Dropped), count("sessions that died before it", k.Expired),
 		count("sessions that this module would misread", k.Unfit),
@@ -112,6 +119,9 @@ func writeStatus(w io.Writer, s *control.Status) error {
 		}
 		line(first("peers", n), "%s, encoding %s%s, heard %s ago: %d sessions in %d datagrams, %d entries refused", p.Address, p.Encoding, order,
 			ago(p.Ago), p.Sessions, p.Datagrams, p.Refused)
+		if p.Stamped {
+			line("", "  %d datagrams lost, %d late, %d duplicates", p.Lost, p.Late, p.Duplicates)
+		}
 	}
 	if len(s.Peers) == 0 {
 		line("peers", "none heard")

@@ -17,7 +17,7 @@ function __joold_in
             continue
         end
         switch $word
-            case --batch.capacity --batch.deadline --batch.refresh --batch.table --config --control.socket --instance --log.format --log.level --mod.capacity --mod.flush-deadline --net.dev.in --net.dev.out --net.hop-limit --net.mcast.addr --net.mcast.port --net.rcvbuf --net.source --net.ttl --net.wire --rate --socket --stats.address --stats.port -i -o -p -t
+            case --batch.capacity --batch.deadline --batch.refresh --batch.table --config --control.socket --instance --log.format --log.level --mod.capacity --mod.flush-deadline --net.cluster --net.dev.in --net.dev.out --net.hop-limit --net.mcast.addr --net.mcast.port --net.rcvbuf --net.source --net.ttl --net.wire --rate --socket --stats.address --stats.port -i -o -p -t
                 set skip 1
             case advertise follow status version help completion
                 set command $word
@@ -44,6 +44,7 @@ complete -c joold -n '__joold_in ""' -l net.ttl -s t -d 'TTL, or hop limit, of w
 complete -c joold -n '__joold_in ""' -l net.source -d 'accept datagrams only from here; may be repeated' -x
 complete -c joold -n '__joold_in ""' -l net.hop-limit -d 'accept no datagram with a lower TTL, or hop limit; 0 accepts all' -x
 complete -c joold -n '__joold_in ""' -l net.rcvbuf -d 'receive buffer of the group\'s socket' -x
+complete -c joold -n '__joold_in ""' -l net.cluster -d 'cluster to belong to, if several share the group' -x
 complete -c joold -n '__joold_in ""' -l net.wire -d 'encoding to send, the module\'s own or that of a version' -x -a 'module 4.1.11 4.1.12 4.1.13'
 complete -c joold -n '__joold_in ""' -l mod.flush-deadline -d 'set the instance\'s ss-flush-deadline; keep leaves it' -x
 complete -c joold -n '__joold_in ""' -l mod.capacity -d 'raise the instance\'s ss-capacity to this; keep leaves it' -x

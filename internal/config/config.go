@@ -45,6 +45,8 @@ type Config struct {
 	StatsAddr string // an address or a host name
 	StatsPort uint16 // not 0
 
+	Cluster string // whose datagrams are ours: up to 63 bytes, printable ASCII; every node of one has the same
+
 	Wire          session.Encoding // to send in; 0 for the local module's own
 	BatchDeadline time.Duration    // how long an entry may wait for company: 1 ms to 1 s
 	Pending       int              // sessions that may wait to be sent: 1 to 8,000,000
@@ -121,6 +123,9 @@ var settings = []setting{
 	{name: "net.rcvbuf", arg: "BYTES", def: "8388608", kind: number,
 		doc: "receive buffer of the group's socket",
 		set: setReadBuffer, get: func(c *Config) any { return c.ReadBuffer }},
+	{name: "net.cluster", arg: "CLUSTER", kind: text,
+		doc: "cluster to belong to, if several share the group",
+		set: setCluster, get: func(c *Config) any { return c.Cluster }},
 	{name: "net.wire", arg: "VERSION", def: "module", kind: text, words: wires,
 		doc: "encoding to send, the module's own or that of a version",
 		set: setWire, get: func(c *Config) any { return c.Wire }},
@@ -221,11 +226,23 @@ func (c *Config) validate() error {
 const maxInstance = 15
 
 func setInstance(c *Config, s string) error {
-	unprintable := func(r rune) bool { return r < ' ' || r > '~' }
 	if s == "" || len(s) > maxInstance || strings.ContainsFunc(s, unprintable) {
 		return fmt.Errorf("want 1 to %d printable ASCII characters", maxInstance)
 	}
 	c.Instance = s
+	return nil
+}
+
+func unprintable(r rune) bool { return r < ' ' || r > '~' }
+
+// maxCluster keeps a name readable. The empty one is a name as well.
+const maxCluster = 63
+
+func setCluster(c *Config, s string) error {
+	if len(s) > maxCluster || strings.ContainsFunc(s, unprintable) {
+		return fmt.Errorf("want up to %d printable ASCII characters", maxCluster)
+	}
+	c.Cluster = s
 	return nil
 }
 

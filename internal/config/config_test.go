@@ -79,8 +79,10 @@ func TestFlagsAreSpeltAsInC(t *testing.T) {
 		"ff08::1 --stats.address ::1": with(func(c *Config) {
 			c.Group, c.Stats, c.StatsAddr = "ff08::1", true, "::1"
 		}),
-		"ff08::1 --net.wire 4.1.11": with(func(c *Config) { c.Group, c.Wire = "ff08::1", session.Enc4111 }),
-		"ff08::1 --net.wire module": group,
+		"ff08::1 --net.wire 4.1.11":    with(func(c *Config) { c.Group, c.Wire = "ff08::1", session.Enc4111 }),
+		"ff08::1 --net.wire module":    group,
+		"ff08::1 --net.cluster edge-1": with(func(c *Config) { c.Group, c.Cluster = "ff08::1", "edge-1" }),
+		"ff08::1 --net.cluster=":       group,
 		"ff08::1 --batch.deadline 2ms --log.format json --log.level debug --control.socket /tmp/s": with(func(c *Config) {
 			c.Group, c.BatchDeadline, c.LogJSON, c.LogLevel, c.ControlSocket = "ff08::1", 2*time.Millisecond, true, slog.LevelDebug, "/tmp/s"
 		}),
@@ -147,6 +149,8 @@ func TestAMistakeOnTheCommandLineIsOneLineThatNamesIt(t *testing.T) {
 		{"ff08::1 --mod.enable=maybe", `--mod.enable "maybe": want true or false`},
 		{"ff08::1 --net.rcvbuf 4095", `--net.rcvbuf "4095": want a whole number from 4096 to 1073741823`},
 		{"ff08::1 --net.rcvbuf 8M", `--net.rcvbuf "8M": want a whole number from 4096 to 1073741823`},
+		{"ff08::1 --net.cluster " + strings.Repeat("c", 64), `--net.cluster "` + strings.Repeat("c", 64) + `": want up to 63 printable ASCII characters`},
+		{"ff08::1 --net.cluster caf\u00e9", `--net.cluster "café": want up to 63 printable ASCII characters`},
 		{"ff08::1 --net.hop-limit 256", `--net.hop-limit "256": want a whole number from 0 to 255`},
 		{"ff08::1 --net.source 192.0.2.0/33", `--net.source "192.0.2.0/33": want prefixes or addresses, as in 2001:db8:ff08::/96, or any`},
 		{"ff08::1 --net.source fe80::1%eth2", `--net.source "fe80::1%eth2": want prefixes or addresses, as in 2001:db8:ff08::/96, or any`},
@@ -265,7 +269,7 @@ func TestADifferenceIsNamedAndToldApartByWhetherItCanBeApplied(t *testing.T) {
 	}
 	fixed := map[string]string{
 		"instance": "edge", "net.mcast.addr": "ff08::2", "net.mcast.port": "6401", "net.dev.in": "eth0", "net.dev.out": "eth0",
-		"net.ttl": "2", "net.rcvbuf": "4096", "net.wire": "4.1.12", "batch.table": "1", "control.socket": "/s", "log.format": "json",
+		"net.ttl": "2", "net.rcvbuf": "4096", "net.cluster": "edge", "net.wire": "4.1.12", "batch.table": "1", "control.socket": "/s", "log.format": "json",
 		"stats.address": "::1", "stats.port": "1",
 	}
 	was := with(func(c *Config) { c.Group, c.Stats = "ff08::1", true })
@@ -613,6 +617,9 @@ func inBounds(t *testing.T, c *Config) {
 		if !in {
 			t.Errorf("%s is out of bounds: %+v", name, c)
 		}
+	}
+	if len(c.Cluster) > 63 || strings.ContainsAny(c.Cluster, "\x00\n") {
+		t.Errorf("cluster %q", c.Cluster)
 	}
 	for _, p := range c.Sources {
 		if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() {

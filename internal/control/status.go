@@ -55,6 +55,7 @@ type Table struct {
 // Network is the multicast group and how it is reached.
 type Network struct {
 	WaitingFor  string `json:"waiting_for,omitempty"` // why nothing passes
+	Cluster     string `json:"cluster"`
 	Group       string `json:"group"`
 	In          string `json:"in"`
 	Out         string `json:"out"`
@@ -118,6 +119,7 @@ type Net struct {
 	Refused        map[string]uint64 `json:"refused"`         // entries, by reason
 	RefusedWaiting int               `json:"refused_waiting"` // of those refused for pool4, how many are kept for when it changes
 	Strays         map[string]uint64 `json:"strays"`          // datagrams not looked into, by reason
+	Stamps         map[string]uint64 `json:"stamps"`          // datagrams, by what was found about their stamps
 	Verdicts       map[string]uint64 `json:"verdicts"`        // acceptable entries, by what was found about them
 	Unserved       uint64            `json:"unserved"`        // datagrams heard while the instance was away
 	SocketDrops    uint64            `json:"socket_drops"`    // datagrams lost for want of room in the socket
@@ -134,4 +136,12 @@ type Peer struct {
 	Datagrams uint64    `json:"datagrams"`
 	Sessions  uint64    `json:"sessions"`
 	Refused   uint64    `json:"refused"` // entries not taken, for whatever reason
+
+	// What the numbers of its stamps tell; zero of a C daemon.
+	Stamped    bool   `json:"stamped"`    // it numbers its datagrams
+	Starts     uint64 `json:"starts"`     // runs of it that were heard
+	Lost       uint64 `json:"lost"`       // datagrams that have not come since it was heard first; less again when they do come
+	Late       uint64 `json:"late"`       // came after later ones
+	Duplicates uint64 `json:"duplicates"` // came again
+	Jumps      uint64 `json:"jumps"`      // times that the numbers went on so far off that what was lost is not known
 }

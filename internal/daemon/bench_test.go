@@ -23,6 +23,7 @@ import (
 	"joold/internal/nlchan"
 	"joold/internal/nlchan/nlchantest"
 	"joold/internal/session"
+	"joold/internal/wire"
 )
 
 // rig is a daemon whose two ways are complete but for the system calls: from the
@@ -41,6 +42,7 @@ type rig struct {
 
 	datagrams [][]byte // that a peer sends, likewise
 	datagram  int      // sessions in each
+	peer      *wire.Signer // that peer's
 	perRead   int      // datagrams that are there at once
 
 	at   int           // the next of either
@@ -59,7 +61,7 @@ func newRig(tb testing.TB, e session.Encoding) *rig {
 		session.Enc4113: {"4.1.15", 36},
 	}[e]
 	const payload = 1452
-	r := &rig{encoding: e, message: module.message, datagram: payload / e.EntrySize(), perRead: 1}
+	r := &rig{encoding: e, message: module.message, datagram: (payload - wire.Overhead) / e.EntrySize(), perRead: 1, peer: signerOf("")}
 
 	k := nlchantest.New(tb, module.version)
 	edge := k.AddInstance("edge", wkp.String())
@@ -243,7 +245,9 @@ func (r *rig) announces(ss []session.Session) {
 
 // offers is the same for a peer's datagrams.
 func (r *rig) offers(ss []session.Session) {
-	r.datagrams = append(r.datagrams, r.whole(ss, r.datagram, nil)...)
+	for _, b := range r.whole(ss, r.datagram, nil) {
+		r.datagrams = append(r.datagrams, r.peer.Stamp(b, 0, nil))
+	}
 }
 
 // way is what is measured: what is said of n sessions that the table knows, in no

@@ -13,6 +13,7 @@ import (
 
 	"joold/internal/mcast"
 	"joold/internal/session"
+	"joold/internal/wire"
 )
 
 // counters count since the daemon's start, in 64 bits.
@@ -33,11 +34,13 @@ type counters struct {
 	rcvdBad                                [session.Defects]atomic.Uint64
 	refused                                [session.Refusals]atomic.Uint64
 	strays                                 [strays]atomic.Uint64
+	stamps                                 [wire.Verdicts]atomic.Uint64
 	unserved, unfit                        atomic.Uint64
 	readErrors, socketDrops                atomic.Uint64 // the latter of closed groups
 }
 
-// reason is why an entry was left out: a session.Defect or a session.Refusal.
+// reason is why an entry was left out, a session.Defect or a session.Refusal, or
+// something else that is counted by name.
 type reason interface {
 	~uint8
 	fmt.Stringer

@@ -23,6 +23,7 @@ import (
 	"joold/internal/mcast"
 	"joold/internal/nlchan"
 	"joold/internal/session"
+	"joold/internal/wire"
 )
 
 // kernel is what the daemon needs of an instance: *nlchan.Conn in earnest.
@@ -102,6 +103,7 @@ type Daemon struct {
 	carrierLost time.Time               // when its interface's carrier was; likewise
 	pathChanged chan struct{}           // holds a token when an interface or address has changed
 	out         *outlet
+	signer      *wire.Signer
 	repairs     repairs
 	sweeps      chan struct{} // holds a token for each advertisement that runs or waits
 	advertising chan struct{} // holds one while an advertisement runs
@@ -194,6 +196,7 @@ func newDaemon(cfg *config.Config, o Options) *Daemon {
 		repairs:     newRepairs(),
 		sweeps:      make(chan struct{}, maxSweeps), advertising: make(chan struct{}, 1), sweeping: make(chan struct{}, 1),
 		flapInterval: retryInterval,
+		signer:       wire.NewSigner(cfg.Cluster, wire.Keys{}, false, nil),
 	}
 	d.live.Store(cfg)
 	d.work.init(d.started)

@@ -24,6 +24,7 @@ import (
 	"joold/internal/mcast"
 	"joold/internal/nlchan"
 	"joold/internal/session"
+	"joold/internal/wire"
 )
 
 func pool6(s string) session.Pool6 {
@@ -554,8 +555,8 @@ func TestAFullDatagramLeavesAtOnceAndTheRestAtTheDeadline(t *testing.T) {
 	}
 	b.k.announced <- encode(session.Enc4113, wkp, ss...)
 	eventually(t, "a full datagram is out", func() bool { _, n := b.g.sent(wkp); return n >= 1 })
-	if n := len(b.g.out[0]); n != 36*40 {
-		t.Errorf("the first datagram has %d bytes, want 36 entries", n)
+	if n := len(b.g.out[0]); n != 35*40+wire.Overhead {
+		t.Errorf("the first datagram has %d bytes, want 35 entries and their stamp", n)
 	}
 	eventually(t, "all is out", func() bool { all, _ := b.g.sent(wkp); return len(all) == 40 })
 	all, _ := b.g.sent(wkp)
@@ -570,13 +571,13 @@ func TestADatagramThatNoLongerFitsGoesInPieces(t *testing.T) {
 	b.g.narrow = 500
 	b.g.mu.Unlock()
 	var ss []session.Session
-	for p := range uint16(36) {
+	for p := range uint16(35) {
 		ss = append(ss, udp(p, 300_000))
 	}
 	b.k.announced <- encode(session.Enc4113, wkp, ss...)
-	eventually(t, "all is out", func() bool { all, _ := b.g.sent(wkp); return len(all) == 36 })
-	if _, n := b.g.sent(wkp); n != 3 {
-		t.Errorf("%d datagrams, want 3 of at most 12 entries", n)
+	eventually(t, "all is out", func() bool { all, _ := b.g.sent(wkp); return len(all) == 35 })
+	if _, n := b.g.sent(wkp); n != 4 {
+		t.Errorf("%d datagrams, want 4 of at most 11 entries", n)
 	}
 }
 
@@ -585,12 +586,12 @@ func TestAWiderPathIsMadeUseOf(t *testing.T) {
 	b.out.resize(500) // it was narrow
 	b.g.becomes(mcast.Changed, nil)
 	var ss []session.Session
-	for p := range uint16(36) {
+	for p := range uint16(35) {
 		ss = append(ss, udp(p, 300_000))
 	}
 	b.checkPath()
 	b.k.announced <- encode(session.Enc4113, wkp, ss...)
-	eventually(t, "all is out", func() bool { all, _ := b.g.sent(wkp); return len(all) == 36 })
+	eventually(t, "all is out", func() bool { all, _ := b.g.sent(wkp); return len(all) == 35 })
 	if _, n := b.g.sent(wkp); n != 1 {
 		t.Errorf("%d datagrams, want 1", n)
 	}
@@ -743,7 +744,7 @@ func TestAnAdvertisementSendsTheTableOldestFirst(t *testing.T) {
 	}
 	b := start(t, k, nil)
 	p, err := advertise(b, 1_000_000)
-	if err != nil || p.Total != 1000 || p.Sent != 1000 || p.Datagrams != 28 {
+	if err != nil || p.Total != 1000 || p.Sent != 1000 || p.Datagrams != 29 {
 		t.Errorf("%+v, %v", p, err)
 	}
 	all, _ := b.g.sent(wkp)
@@ -780,21 +781,21 @@ func TestAnAdvertisementDoesNotTurnBackWhatWasAnnouncedMeanwhile(t *testing.T) {
 
 func TestAPacedAdvertisementDoesNotTurnBackWhatIsHeardWhileItWaits(t *testing.T) {
 	k := newModelKernel(session.Enc4113)
-	for p := range uint16(72) {
+	for p := range uint16(70) {
 		k.table = append(k.table, udp(p, 100_000+uint32(p)))
 	}
 	b := start(t, k, nil)
 	done := make(chan error)
 	go func() {
-		_, err := advertise(b, 36)
+		_, err := advertise(b, 35)
 		done <- err
 	}()
-	eventually(t, "the first datagram is out", func() bool { all, _ := b.g.sent(wkp); return len(all) == 36 })
+	eventually(t, "the first datagram is out", func() bool { all, _ := b.g.sent(wkp); return len(all) == 35 })
 	time.Sleep(2 * time.Millisecond) // the table counts in milliseconds
 	k.announced <- encode(session.Enc4113, wkp, udp(50, 300_000))
 	b.g.in <- encode(session.Enc4113, wkp, udp(60, 300_000))
 	eventually(t, "the peer's is taken", func() bool { return len(k.taken()) == 1 })
-	eventually(t, "ours is announced", func() bool { all, _ := b.g.sent(wkp); return len(all) > 36 })
+	eventually(t, "ours is announced", func() bool { all, _ := b.g.sent(wkp); return len(all) > 35 })
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
@@ -804,7 +805,7 @@ func TestAPacedAdvertisementDoesNotTurnBackWhatIsHeardWhileItWaits(t *testing.T)
 			t.Errorf("session %d, port %d with %d ms left, was sent from the table", i, s.Src6Port, s.Expiration)
 		}
 	}
-	if len(all) != 71 {
+	if len(all) != 69 {
 		t.Errorf("%d sessions sent, want 70 from the table and one announced", len(all))
 	}
 }
@@ -931,7 +932,7 @@ func TestStatisticsAreTheCDaemonsLines(t *testing.T) {
 	b.g.in <- encode(session.Enc4112, wkp, udp(2, 300_000))
 	b.count.sentBytes.Add(1 << 40)
 	eventually(t, "both have passed", func() bool { return b.count.sentDatagrams.Load() == 1 && b.count.injected.Load() == 1 })
-	want := "KERNEL_SENT_PKTS,1\nKERNEL_SENT_BYTES,40\nNET_RCVD_PKTS,1\nNET_RCVD_BYTES,52\nNET_SENT_PKTS,1\nNET_SENT_BYTES,1099511627816\n"
+	want := "KERNEL_SENT_PKTS,1\nKERNEL_SENT_BYTES,40\nNET_RCVD_PKTS,1\nNET_RCVD_BYTES,52\nNET_SENT_PKTS,1\nNET_SENT_BYTES,1099511627868\n"
 	if got := string(b.statsLines()); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}

@@ -20,6 +20,7 @@ import (
 	"joold/internal/mcast"
 	"joold/internal/nlchan"
 	"joold/internal/session"
+	"joold/internal/wire"
 )
 
 // gate is an instance that objects to anything that no kernel must ever see. It
@@ -302,6 +303,7 @@ type story struct {
 	l      *link
 	k      *gate
 	in     *intake
+	peer   *wire.Signer // of the datagrams that have a stamp
 	script []byte
 }
 
@@ -360,7 +362,7 @@ func (y *story) session() session.Session {
 }
 
 // sessions is a datagram of some, of whatever encoding and byte order, perhaps
-// with something changed or cut off.
+// with a stamp, or with something changed or cut off.
 func (y *story) sessions() []byte {
 	e := session.Encodings[int(y.byte())%len(session.Encodings)]
 	p := y.l.pool6
@@ -378,6 +380,11 @@ func (y *story) sessions() []byte {
 		}
 	}
 	switch y.byte() % 16 {
+	case 12:
+		b = y.peer.Stamp(b, 0, nil)
+	case 13:
+		b = y.peer.Stamp(b, 0, nil)
+		b[len(b)-1-int(y.byte())%wire.Overhead] ^= y.byte()
 	case 14:
 		b[int(y.uint16())%len(b)] ^= y.byte()
 	case 15:
@@ -551,7 +558,8 @@ func tell(t *testing.T, e session.Encoding, p session.Pool6, script []byte) (y *
 	k.learned()
 	y.out.begin(y.l)
 	y.link.Store(y.l)
-	y.in = &intake{d: y.Daemon}
+	y.in = &intake{d: y.Daemon, opener: wire.NewOpener("", wire.Keys{})}
+	y.peer = wire.NewSigner("", wire.Keys{}, false, func(b []byte) { clear(b) })
 	for len(y.script) > 0 && objection == "" {
 		y.step()
 	}

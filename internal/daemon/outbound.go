@@ -13,6 +13,7 @@ import (
 	"joold/internal/mcast"
 	"joold/internal/nlchan"
 	"joold/internal/session"
+	"joold/internal/wire"
 )
 
 const (
@@ -234,10 +235,10 @@ func (o *outlet) resize(maxPayload int) {
 	o.pump(time.Now(), false)
 }
 
-// resizeLocked leaves room for one entry at the least: a path that cannot even
-// carry that says so when it is sent.
+// resizeLocked leaves room for the stamp, and for one entry at the least: a path
+// that cannot even carry that says so when it is sent.
 func (o *outlet) resizeLocked(maxPayload int) {
-	o.room = max(1, maxPayload/o.encoding.EntrySize())
+	o.room = max(1, (maxPayload-wire.Overhead)/o.encoding.EntrySize())
 }
 
 // announce sends what peers must know of it, at the latest when it has waited for
@@ -400,7 +401,7 @@ func (o *outlet) send(sessions []session.Session) (datagrams int, unsent []sessi
 	for i := range sessions {
 		o.buf = o.encoding.Append(o.buf, &sessions[i], o.pool6)
 	}
-	err = o.d.write(o.buf)
+	o.buf, err = o.d.write(o.buf)
 	if errors.Is(err, mcast.ErrTooBig) {
 		room := o.room
 		if o.resizeLocked(o.d.maxPayload()); o.room < room && o.room < len(sessions) {
@@ -426,13 +427,15 @@ func passes(err error) bool {
 	return mcast.Temporary(err) || errors.Is(err, errNoGroup) || errors.Is(err, net.ErrClosed)
 }
 
-// write sends a datagram.
-func (d *Daemon) write(b []byte) error {
+// write stamps entries and sends them; it returns them with their stamp. Where
+// there is no group they take no number, since peers would miss it.
+func (d *Daemon) write(entries []byte) ([]byte, error) {
 	group := d.group()
 	if group == nil {
-		return errNoGroup
+		return entries, errNoGroup
 	}
-	return group.Write(b)
+	b := d.signer.Stamp(entries, 0, nil)
+	return b, group.Write(b)
 }
 
 // sent counts a datagram.

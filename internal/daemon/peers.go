@@ -9,6 +9,7 @@ import (
 
 	"joold/internal/control"
 	"joold/internal/session"
+	"joold/internal/wire"
 )
 
 // maxPeers bounds the senders that are remembered. A cluster has a handful; who
@@ -34,6 +35,42 @@ type peer struct {
 	datagrams uint64
 	sessions  uint64
 	refused   uint64
+	numbers   numbers
+}
+
+// numbers is what is known of a peer by its stamps.
+type numbers struct {
+	epoch                    wire.Epoch
+	window                   wire.Window
+	starts                   uint64
+	lost                     uint64 // in windows before this one
+	late, duplicates, jumped uint64
+}
+
+// note counts a stamp's number. One that is outside of the window begins another:
+// nothing else yet tells where the numbers have got to.
+func (n *numbers) note(st *wire.Stamp) {
+	if st.Epoch != n.epoch || n.starts == 0 {
+		n.epoch = st.Epoch
+		n.starts++
+		n.renew()
+	}
+	switch n.window.Note(st.Number) {
+	case wire.Late:
+		n.late++
+	case wire.Duplicate:
+		n.duplicates++
+	case wire.TooOld, wire.Jump:
+		n.jumped++
+		n.renew()
+		n.window.Note(st.Number)
+	}
+}
+
+// renew forgets the window, but not what was lost in it.
+func (n *numbers) renew() {
+	n.lost += n.window.Missing()
+	n.window = wire.Window{}
 }
 
 // heard notes a datagram from a, of which so many entries were not taken, and
@@ -41,6 +78,25 @@ type peer struct {
 func (p *peers) heard(a netip.Addr, r session.Report, refused int, now time.Time) uint32 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	q := p.of(a, now)
+	q.datagrams++
+	q.sessions += uint64(r.Read)
+	q.refused += uint64(refused)
+	if r.Read > 0 {
+		q.encoding, q.swapped = r.Encoding, r.Swapped
+	}
+	return q.number
+}
+
+// numbered notes a stamp that came from a.
+func (p *peers) numbered(a netip.Addr, st *wire.Stamp, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.of(a, now).numbers.note(st)
+}
+
+// of is the sender a, which has just been heard.
+func (p *peers) of(a netip.Addr, now time.Time) *peer {
 	q := p.m[a]
 	if q == nil {
 		if p.m == nil {
@@ -54,13 +110,7 @@ func (p *peers) heard(a netip.Addr, r session.Report, refused int, now time.Time
 		p.m[a] = q
 	}
 	q.last = now
-	q.datagrams++
-	q.sessions += uint64(r.Read)
-	q.refused += uint64(refused)
-	if r.Read > 0 {
-		q.encoding, q.swapped = r.Encoding, r.Swapped
-	}
-	return q.number
+	return q
 }
 
 func (p *peers) forgetOldest() {
@@ -81,6 +131,7 @@ func (p *peers) snapshot(now time.Time) []control.Peer {
 	list := make([]control.Peer, 0, len(p.m))
 	for _, a := range slices.SortedFunc(maps.Keys(p.m), netip.Addr.Compare) {
 		q := p.m[a]
+		n := &q.numbers
 		order := "same"
 		if q.swapped {
 			order = "other"
@@ -89,6 +140,7 @@ func (p *peers) snapshot(now time.Time) []control.Peer {
 			Address: a.String(), Encoding: q.encoding.String(), ByteOrder: order,
 			LastHeard: q.last, Ago: now.Sub(q.last).Seconds(),
 			Datagrams: q.datagrams, Sessions: q.sessions, Refused: q.refused,
+			Stamped: n.starts > 0, Starts: n.starts, Lost: n.lost + n.window.Missing(), Late: n.late, Duplicates: n.duplicates, Jumps: n.jumped,
 		})
 	}
 	return list

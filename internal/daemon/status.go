@@ -9,6 +9,7 @@ import (
 	"joold/internal/batch"
 	"joold/internal/control"
 	"joold/internal/session"
+	"joold/internal/wire"
 )
 
 // handle answers the control socket.
@@ -36,7 +37,7 @@ func (d *Daemon) status(now time.Time) control.Status {
 	s := control.Status{
 		Version: d.Version, PID: os.Getpid(), Started: d.started, Uptime: now.Sub(d.started).Seconds(),
 		Instance: control.Instance{Name: d.fixed.Instance, WaitingFor: d.condition.why(theInstance)},
-		Network:  control.Network{Group: d.fixed.Group, In: d.fixed.In, Out: d.fixed.Out, WaitingFor: d.condition.why(theGroup)},
+		Network:  control.Network{Cluster: d.fixed.Cluster, Group: d.fixed.Group, In: d.fixed.In, Out: d.fixed.Out, WaitingFor: d.condition.why(theGroup)},
 		Table:    table,
 		Kernel: control.Kernel{
 			Messages: c.kernelMessages.Load(), Sessions: c.kernelSessions.Load(), Bytes: c.kernelBytes.Load(),
@@ -54,6 +55,7 @@ func (d *Daemon) status(now time.Time) control.Status {
 			Unreadable: byReason[session.Defect](c.rcvdBad[:]),
 			Refused:    byReason[session.Refusal](c.refused[:]),
 			Strays:     byReason[stray](c.strays[:]),
+			Stamps:     byReason[wire.Verdict](c.stamps[:]),
 			Verdicts:   verdicts,
 			Unserved:   c.unserved.Load(), ReadErrors: c.readErrors.Load(), SocketDrops: c.socketDrops.Load(),
 		},
@@ -65,8 +67,8 @@ func (d *Daemon) status(now time.Time) control.Status {
 	if group := d.group(); group != nil {
 		local := group.Local()
 		s.Network = control.Network{
-			WaitingFor: s.Network.WaitingFor,
-			Group:      local.Group.String(), In: local.In, Out: local.Out, Source: local.Source.String(),
+			WaitingFor: s.Network.WaitingFor, Cluster: s.Network.Cluster,
+			Group: local.Group.String(), In: local.In, Out: local.Out, Source: local.Source.String(),
 			MTU: local.MTU, MaxPayload: group.MaxPayload(),
 			ReadBuffer: local.ReadBuffer, WriteBuffer: local.WriteBuffer,
 		}
