@@ -4,6 +4,7 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -73,6 +74,13 @@ func ParseKeys(file []byte) (Keys, error) {
 		return Keys{}, errors.New("no key: want one of 32 bytes, in hexadecimal or base64, on a line of its own")
 	}
 	return k, nil
+}
+
+// NewKey is a random key, as a line of a file of keys has it.
+func NewKey() string {
+	var secret [keySize]byte
+	rand.Read(secret[:])
+	return base64.StdEncoding.EncodeToString(secret[:])
 }
 
 func parseKey(s string) (secret [keySize]byte, err error) {

@@ -115,6 +115,68 @@ func TestKeysAreRotatedWithoutAGap(t *testing.T) {
 	}
 }
 
+// Whoever floods the cluster then has all that unknown senders may cost.
+func TestASenderThatIsKnownGoesOverToAnotherKeyAtOnce(t *testing.T) {
+	s, o := NewSigner(cluster, keys(t, 1), false, nil), NewOpener(cluster, keys(t, 1))
+	hear := func(what string, want Verdict) {
+		t.Helper()
+		if _, verdict := o.Open(s.Stamp(entries(1), 0, nil), now); verdict != want {
+			t.Errorf("%s: %s, want %s", what, verdict, want)
+		}
+		o.credit, o.credited = 0, now
+	}
+	hear("first heard", Proven)
+	o.Rekey(keys(t, 2, 1))
+	hear("when a key was put before its own", Proven)
+	s.Rekey(keys(t, 2, 1), false)
+	hear("signing with that", Proven)
+	s.Rekey(keys(t, 2, 1), true)
+	hear("sealing", Proven)
+	o.Rekey(keys(t, 2))
+	hear("when its first key was taken away", Proven)
+	if len(o.subkeys) != 2 {
+		t.Errorf("%d subkeys are kept", len(o.subkeys))
+	}
+	o.Rekey(keys(t, 3))
+	hear("when all its keys were taken away", OtherKey)
+}
+
+func TestForgersOfAKnownEpochHaveEachSubkeyDerivedOnce(t *testing.T) {
+	o, s := NewOpener(cluster, keys(t, 1, 2, 3)), NewSigner(cluster, keys(t, 1, 2, 3), false, nil)
+	if _, verdict := o.Open(s.Stamp(entries(1), 0, nil), now); verdict != Proven {
+		t.Fatal(verdict)
+	}
+	forged := s.Stamp(nil, 0, nil)
+	trailer := forged[len(forged)-trailerSize:]
+	for range 10 {
+		for _, hint := range o.keys.Hints() {
+			trailer[atHint] = hint
+			trailer[atTag]++
+			if _, verdict := o.Open(forged, now); verdict != Forged {
+				t.Fatal(verdict)
+			}
+		}
+	}
+	if len(o.subkeys) != 3 {
+		t.Errorf("%d subkeys are kept, want one for each key", len(o.subkeys))
+	}
+	for n := len(o.subkeys); n < knownEpochs; n++ { // no room to remember more
+		o.subkeys[subkeyID{epoch: epochOf(n)}] = new(subkey)
+	}
+	o.credit, o.credited = 0, now
+	trailer[atFlags] = byte(sealed)
+	if _, verdict := o.Open(forged, now); verdict != Crowded {
+		t.Errorf("%s when it cannot be remembered: want the work bounded as for strangers", verdict)
+	}
+}
+
+func TestANewKeyIsALineOfAFileAndAnotherEachTime(t *testing.T) {
+	a, b := NewKey(), NewKey()
+	if k, err := ParseKeys([]byte(a + "\n" + b + "\n")); err != nil || len(k.keys) != 2 {
+		t.Errorf("%v, %v", k, err)
+	}
+}
+
 func TestWhoHasNoKeyOrAnotherIsNotHeard(t *testing.T) {
 	ours := keys(t, 1)
 	for _, sealing := range []bool{false, true} {

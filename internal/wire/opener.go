@@ -1,14 +1,17 @@
 package wire
 
 import (
+	"bytes"
 	"crypto/cipher"
+	"slices"
 	"time"
 )
 
 // Verdict is what an Opener makes of a datagram.
 type Verdict uint8
 
-// The verdicts.
+// The verdicts. The last two are for whoever keeps the numbers: an Opener gives
+// Proven instead.
 const (
 	Unstamped    Verdict = iota // a C node's
 	Intact                      // stamped without a key, as is the way of this cluster
@@ -21,12 +24,14 @@ const (
 	Damaged                     // on its way, or no datagram of any node; or forged without a key
 	Forged                      // it names a key of ours, which has not signed it
 	Crowded                     // of a sender yet unknown, while too many claim to be one
+	Replayed                    // proven, and of a number that has come before, or is too old to tell
+	Reflected                   // proven, and of the node's own epoch
 	Verdicts                    // count
 )
 
 func (v Verdict) String() string {
 	return [Verdicts]string{"unstamped", "intact", "proven", "unsigned", "other version", "other cluster",
-		"other key", "trailing", "damaged", "forged", "crowded"}[v]
+		"other key", "trailing", "damaged", "forged", "crowded", "replayed", "reflected"}[v]
 }
 
 const (
@@ -42,7 +47,7 @@ const (
 )
 
 // Opener takes the datagrams of a cluster apart and tells which are what they
-// claim to be. It says nothing of replays: that is for the numbers. It is for one
+// claim to be. It says nothing of replays: that is for Runs. It is for one
 // goroutine at a time.
 type Opener struct {
 	cluster  string
@@ -50,7 +55,7 @@ type Opener struct {
 	keys     Keys
 	checksum cipher.AEAD
 
-	subkeys  map[subkeyID]*subkey // of senders that have proven themselves
+	subkeys  map[subkeyID]*subkey // of epochs that have proven themselves, under one key at the least
 	clock    uint64               // counts their uses
 	credit   float64              // derivations
 	credited time.Time            // when that was so
@@ -69,13 +74,26 @@ type subkey struct {
 	used uint64 // clock's time
 }
 
-// NewOpener makes an Opener for cluster, in which any of keys may sign. To change
-// keys is to make another: it gets to know the senders anew.
+// NewOpener makes an Opener for cluster, in which any of keys may sign.
 func NewOpener(cluster string, keys Keys) *Opener {
 	return &Opener{
 		cluster: cluster, short: ClusterOf(cluster), keys: keys, checksum: checksum(cluster),
 		subkeys: make(map[subkeyID]*subkey), credit: derivationBurst,
 	}
+}
+
+// Rekey has what follows judged by other keys. Senders stay known by those that
+// stay among them.
+func (o *Opener) Rekey(keys Keys) {
+	subkeys := make(map[subkeyID]*subkey, len(o.subkeys))
+	for id, sub := range o.subkeys {
+		was := o.keys.keys[id.key].prk
+		id.key = slices.IndexFunc(keys.keys, func(k key) bool { return bytes.Equal(k.prk, was) })
+		if id.key >= 0 {
+			subkeys[id] = sub
+		}
+	}
+	o.keys, o.subkeys = keys, subkeys
 }
 
 // Open takes b apart and judges it. Where the stamp proves nothing it is what is
@@ -133,16 +151,32 @@ func (o *Opener) prove(b []byte, dg *Datagram, now time.Time) Verdict {
 		if o.keys.keys[i].hint != dg.Hint || o.subkeys[id] != nil {
 			continue
 		}
-		if !o.afford(now) {
+		known := len(o.subkeys) < knownEpochs && o.knows(dg.Epoch)
+		if !known && !o.afford(now) {
 			verdict = Crowded
 			break
 		}
-		if sub := o.derive(id); o.fits(sub, b, dg) {
+		sub := o.derive(id)
+		fits := o.fits(sub, b, dg)
+		if fits || known { // so that each is derived once, whatever is forged
 			o.remember(id, sub)
+		}
+		if fits {
 			return o.use(sub)
 		}
 	}
 	return verdict
+}
+
+// knows tells whether epoch has proven itself under any key: it may go over to
+// another at any time.
+func (o *Opener) knows(epoch Epoch) bool {
+	for i := range o.keys.keys {
+		if o.subkeys[subkeyID{epoch, i, false}] != nil || o.subkeys[subkeyID{epoch, i, true}] != nil {
+			return true
+		}
+	}
+	return false
 }
 
 func (o *Opener) fits(sub *subkey, b []byte, dg *Datagram) bool {
