@@ -76,7 +76,7 @@ func sampleStatus() *control.Status {
 	return &control.Status{
 		Version: "1.0", PID: 7, Uptime: 90,
 		Instance: control.Instance{Name: "edge", InService: true, Module: "4.1.15", Encoding: "4.1.13", Pool6: "64:ff9b::/96", SyncEnabled: true},
-		Network:  control.Network{Cluster: "blue", Group: "[ff08::1]:6400", In: "eth2", Out: "eth2", Source: "fe80::4", MTU: 1500, Wire: "4.1.13", ReadBuffer: 8 << 20, WriteBuffer: 4 << 20},
+		Network:  control.Network{Cluster: "blue", Keys: 2, Unsigned: []string{"192.0.2.7/32", "2001:db8::/64"}, Group: "[ff08::1]:6400", In: "eth2", Out: "eth2", Source: "fe80::4", MTU: 1500, Wire: "4.1.13", ReadBuffer: 8 << 20, WriteBuffer: 4 << 20},
 		Table:    control.Table{Sessions: 38, Pending: 2, HeldBack: 900},
 		Kernel: control.Kernel{Messages: 3, Sessions: 40, Bytes: 1600, Conflicts: 4, LastConflicts: []control.Conflict{
 			{
@@ -91,7 +91,7 @@ func sampleStatus() *control.Status {
 		Net: control.Net{
 			SentSessions: 40, SentDatagrams: 2, SentBytes: 1600,
 			SendErrors: map[string]uint64{"EPERM": 2}, Refused: map[string]uint64{"pool4": 5, "timer": 0},
-			Stamps: map[string]uint64{"intact": 4, "other cluster": 3, "damaged": 1},
+			Stamps: map[string]uint64{"proven": 4, "other cluster": 3, "unstamped": 9, "trailing": 2}, Unheard: map[string]uint64{"other cluster": 3, "unstamped": 1},
 		},
 		Peers: []control.Peer{
 			{Address: "fe80::5%eth2", Encoding: "4.1.11", ByteOrder: "same", Ago: 1.23, Datagrams: 4, Sessions: 30, Refused: 5, Stamped: true, Starts: 1, Lost: 7, Late: 2, Duplicates: 1},
@@ -109,6 +109,8 @@ func TestStatusIsReadableAtAGlance(t *testing.T) {
 instance   edge: in service, Jool 4.1.15 (encoding 4.1.13), pool6 64:ff9b::/96
 group      [ff08::1]:6400, in eth2, out eth2
            cluster blue
+           signs with the first of 2 keys
+           warning: whoever sends from 192.0.2.7/32, 2001:db8::/64 need not sign: end that once all nodes do
            from fe80::4, MTU 1500, sending encoding 4.1.13
            socket buffers 8192 KiB in, 4096 KiB out
 table      38 sessions remembered, 2 wait to be sent; 900 announcements held back
@@ -116,7 +118,7 @@ kernel     announced 40 sessions in 3 messages, 1600 bytes
            took in 0 sessions in 0 messages; 0 wait
 network    sent 40 sessions in 2 datagrams, 1600 bytes
            heard 0 sessions in 0 datagrams, 0 bytes
-errors     datagrams of another cluster 3, damaged datagrams 1, sessions that contradict the BIB 4, send errors (EPERM) 2, refused entries (pool4) 5
+errors     datagrams not heard (other cluster) 3, datagrams not heard (unstamped) 1, datagrams that end in garbage 2, sessions that contradict the BIB 4, send errors (EPERM) 2, refused entries (pool4) 5
 conflicts  TCP: a peer has [2001:db8::8]:37878 behind 192.0.2.1:62805, this node [2001:db8::9]:4000 behind 192.0.2.1:62805: the BIB entry is the newer; 3 times, from fe80::5%eth2, last 1.2s ago
            UDP: a peer has [2001:db8::8]:5000 behind 192.0.2.1:62806, this node [2001:db8::8]:5000 behind 192.0.2.1:62807: too many wait; 1 times, from a peer no longer remembered, last 1m0s ago
 peers      fe80::5%eth2, encoding 4.1.11, heard 1.2s ago: 30 sessions in 4 datagrams, 5 entries refused
@@ -133,7 +135,7 @@ func TestStatusNamesWhatIsWaitedForAndWhatIsOff(t *testing.T) {
 	s := sampleStatus()
 	s.Instance = control.Instance{Name: "edge", WaitingFor: "no such instance"}
 	s.Network = control.Network{Group: "ff08::1", WaitingFor: "no such interface"}
-	s.Peers, s.Net.SendErrors, s.Net.Refused, s.Net.Stamps, s.Kernel.Conflicts = nil, nil, nil, nil, 0
+	s.Peers, s.Net.SendErrors, s.Net.Refused, s.Net.Stamps, s.Net.Unheard, s.Kernel.Conflicts = nil, nil, nil, nil, nil, 0
 	var b strings.Builder
 	writeStatus(&b, s)
 	for _, want := range []string{"edge: out of service: no such instance\n", "away: no such interface\n", "errors     none\n", "peers      none heard\n"} {
@@ -144,8 +146,9 @@ func TestStatusNamesWhatIsWaitedForAndWhatIsOff(t *testing.T) {
 	b.Reset()
 	s = sampleStatus()
 	s.Instance.SyncEnabled, s.Instance.AnyMask = false, true
+	s.Network.Keys, s.Network.Encrypts = 1, true
 	writeStatus(&b, s)
-	for _, want := range []string{"jool -i edge global update ss-enabled true", "pool4 is empty"} {
+	for _, want := range []string{"jool -i edge global update ss-enabled true", "pool4 is empty", "signs and encrypts with the key\n"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in:\n%s", want, &b)
 		}

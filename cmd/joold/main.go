@@ -43,7 +43,7 @@ type command struct {
 func commands() []*command {
 	return []*command{
 		daemonCommand(), advertiseCommand(), followCommand(), statusCommand(),
-		versionCommand(), helpCommand(), completionCommand(),
+		keygenCommand(), versionCommand(), helpCommand(), completionCommand(),
 	}
 }
 

@@ -172,7 +172,7 @@ func TestWhatCannotBeWrittenFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer full.Close()
-	for _, args := range [][]string{{"version"}, {"--version"}, {"help"}, {"help", "exit-status"}, {"completion", "bash"}} {
+	for _, args := range [][]string{{"version"}, {"--version"}, {"help"}, {"help", "exit-status"}, {"completion", "bash"}, {"keygen"}} {
 		var errs bytes.Buffer
 		status := run(t.Context(), &env{args: args, stdout: full, stderr: &errs})
 		if status != exitFailed || !strings.Contains(errs.String(), "no space left") {

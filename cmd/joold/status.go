@@ -78,6 +78,19 @@ func writeStatus(w io.Writer, s *control.Status) error {
 	if n.Cluster != "" {
 		line("", "cluster %s", n.Cluster)
 	}
+	if n.Keys > 0 {
+		does, with := "signs", "the key"
+		if n.Encrypts {
+			does = "signs and encrypts"
+		}
+		if n.Keys > 1 {
+			with = fmt.Sprintf("the first of %d keys", n.Keys)
+		}
+		line("", "%s with %s", does, with)
+	}
+	if len(n.Unsigned) > 0 {
+		line("", "warning: whoever sends from %s need not sign: end that once all nodes do", strings.Join(n.Unsigned, ", "))
+	}
 	if n.WaitingFor != "" {
 		line("", "away: %s", n.WaitingFor)
 	}
@@ -93,13 +106,14 @@ func writeStatus(w io.Writer, s *control.Status) error {
 	line("network", "sent %d sessions in %d datagrams, %d bytes", s.Net.SentSessions, s.Net.SentDatagrams, s.Net.SentBytes)
 	line("", "heard %d sessions in %d datagrams, %d bytes", s.Net.RcvdSessions, s.Net.RcvdDatagrams, s.Net.RcvdBytes)
 
+	heard := func(stamp string) uint64 { return s.Net.Stamps[stamp] - s.Net.Unheard[stamp] }
 	line("errors", "%s", cmp.Or(joinCounts(
 		count("kernel overruns", k.Overruns), count("announcements dropped by the module", k.QueueDrops),
 		count("sessions that found no room in the table", t.Full), count("refreshes dropped", t.DroppedRefreshes),
 		count("sessions left to a sweep", t.DroppedNews), counts("datagrams refused", s.Net.Strays),
-		count("datagrams of another cluster", s.Net.Stamps["other cluster"]), count("damaged datagrams", s.Net.Stamps["damaged"]),
-		count("datagrams of another version", s.Net.Stamps["other version"]), count("datagrams signed", s.Net.Stamps["other key"]),
-		count("datagrams that end in garbage", s.Net.Stamps["trailing"]),
+		counts("datagrams not heard", s.Net.Unheard),
+		count("datagrams of another version", heard("other version")), count("datagrams signed", heard("other key")),
+		count("datagrams that end in garbage", heard("trailing")),
 		count("malformed kernel messages", k.Malformed),
 		counts("unreadable kernel entries", k.Unreadable), count("injections refused", k.AddErrors),
 		count("sessions dropped before the kernel", k.Dropped), count("sessions that died before it", k.Expired),

@@ -17,9 +17,9 @@ function __joold_in
             continue
         end
         switch $word
-            case --batch.capacity --batch.deadline --batch.refresh --batch.table --config --control.socket --instance --log.format --log.level --mod.capacity --mod.flush-deadline --net.cluster --net.dev.in --net.dev.out --net.hop-limit --net.mcast.addr --net.mcast.port --net.rcvbuf --net.source --net.ttl --net.wire --rate --socket --stats.address --stats.port -i -o -p -t
+            case --batch.capacity --batch.deadline --batch.refresh --batch.table --config --control.socket --instance --log.format --log.level --mod.capacity --mod.flush-deadline --net.accept-unsigned --net.cluster --net.dev.in --net.dev.out --net.hop-limit --net.key-file --net.mcast.addr --net.mcast.port --net.rcvbuf --net.source --net.ttl --net.wire --rate --socket --stats.address --stats.port -i -o -p -t
                 set skip 1
-            case advertise follow status version help completion
+            case advertise follow status keygen version help completion
                 set command $word
                 break
         end
@@ -31,6 +31,7 @@ complete -c joold -n 'not __joold_in ""' -f
 complete -c joold -n '__joold_in ""' -a advertise -d 'send every session of the kernel\'s table to the other nodes'
 complete -c joold -n '__joold_in ""' -a follow -d 'show the sessions as the kernel announces them'
 complete -c joold -n '__joold_in ""' -a status -d 'show what the running daemon does, and whom it hears'
+complete -c joold -n '__joold_in ""' -a keygen -d 'make a key for --net.key-file'
 complete -c joold -n '__joold_in ""' -a version -d 'show joold\'s version'
 complete -c joold -n '__joold_in ""' -a help -d 'show help on a command, or on the exit statuses'
 complete -c joold -n '__joold_in ""' -a completion -d 'write the shell\'s completion of joold'
@@ -45,6 +46,9 @@ complete -c joold -n '__joold_in ""' -l net.source -d 'accept datagrams only fro
 complete -c joold -n '__joold_in ""' -l net.hop-limit -d 'accept no datagram with a lower TTL, or hop limit; 0 accepts all' -x
 complete -c joold -n '__joold_in ""' -l net.rcvbuf -d 'receive buffer of the group\'s socket' -x
 complete -c joold -n '__joold_in ""' -l net.cluster -d 'cluster to belong to, if several share the group' -x
+complete -c joold -n '__joold_in ""' -l net.key-file -d 'keys of the cluster: the first signs, all verify' -r -F
+complete -c joold -n '__joold_in ""' -l net.encrypt -d 'encrypt sessions as well, so that no C node reads them'
+complete -c joold -n '__joold_in ""' -l net.accept-unsigned -d 'hear who cannot sign, as a C node, from here; may be repeated' -x
 complete -c joold -n '__joold_in ""' -l net.wire -d 'encoding to send, the module\'s own or that of a version' -x -a 'module 4.1.11 4.1.12 4.1.13'
 complete -c joold -n '__joold_in ""' -l mod.flush-deadline -d 'set the instance\'s ss-flush-deadline; keep leaves it' -x
 complete -c joold -n '__joold_in ""' -l mod.capacity -d 'raise the instance\'s ss-capacity to this; keep leaves it' -x
@@ -77,9 +81,11 @@ complete -c joold -n '__joold_in "status"' -l socket -d 'control socket of the d
 complete -c joold -n '__joold_in "status"' -l json -d 'show JSON'
 complete -c joold -n '__joold_in "status"' -l help -s h -d 'show this help'
 
+complete -c joold -n '__joold_in "keygen"' -l help -s h -d 'show this help'
+
 complete -c joold -n '__joold_in "version"' -l help -s h -d 'show this help'
 
-complete -c joold -n '__joold_in "help"' -a 'advertise follow status version help completion exit-status'
+complete -c joold -n '__joold_in "help"' -a 'advertise follow status keygen version help completion exit-status'
 complete -c joold -n '__joold_in "help"' -l help -s h -d 'show this help'
 
 complete -c joold -n '__joold_in "completion"' -a 'bash fish zsh'

@@ -20,6 +20,7 @@ import (
 	"unicode/utf8"
 
 	"joold/internal/session"
+	"joold/internal/wire"
 )
 
 // Config is what the daemon was told to do, complete and within bounds.
@@ -46,6 +47,11 @@ type Config struct {
 	StatsPort uint16 // not 0
 
 	Cluster string // whose datagrams are ours: up to 63 bytes, printable ASCII; every node of one has the same
+
+	KeyFile  string    // path; "" if nothing is signed
+	Keys     wire.Keys // what it held
+	Encrypt  bool      // only with keys
+	Unsigned Sources   // who is heard without a signature though there are keys; none for nobody
 
 	Wire          session.Encoding // to send in; 0 for the local module's own
 	BatchDeadline time.Duration    // how long an entry may wait for company: 1 ms to 1 s
@@ -126,6 +132,15 @@ var settings = []setting{
 	{name: "net.cluster", arg: "CLUSTER", kind: text,
 		doc: "cluster to belong to, if several share the group",
 		set: setCluster, get: func(c *Config) any { return c.Cluster }},
+	{name: "net.key-file", arg: "FILE", kind: text, live: true,
+		doc: "keys of the cluster: the first signs, all verify",
+		set: setKeyFile, get: func(c *Config) any { return []any{c.KeyFile, c.Keys} }},
+	{name: "net.encrypt", arg: "bool", def: "false", kind: truth, live: true,
+		doc: "encrypt sessions as well, so that no C node reads them",
+		set: setEncrypt, get: func(c *Config) any { return c.Encrypt }},
+	{name: "net.accept-unsigned", arg: "PREFIX", def: "none", kind: text | list, live: true,
+		doc: "hear who cannot sign, as a C node, from here; may be repeated",
+		set: setUnsigned, get: func(c *Config) any { return c.Unsigned }},
 	{name: "net.wire", arg: "VERSION", def: "module", kind: text, words: wires,
 		doc: "encoding to send, the module's own or that of a version",
 		set: setWire, get: func(c *Config) any { return c.Wire }},
@@ -342,8 +357,10 @@ func setCapacity(c *Config, s string) error {
 	return nil
 }
 
-func setEnable(c *Config, s string) (err error) {
-	if c.Enable, err = strconv.ParseBool(s); err != nil {
+func setEnable(c *Config, s string) error { return setTruth(&c.Enable, s) }
+
+func setTruth(dst *bool, s string) (err error) {
+	if *dst, err = strconv.ParseBool(s); err != nil {
 		return errors.New("want true or false")
 	}
 	return nil

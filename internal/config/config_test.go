@@ -264,6 +264,7 @@ func TestADifferenceIsNamedAndToldApartByWhetherItCanBeApplied(t *testing.T) {
 	// Another value of each setting.
 	live := map[string]string{
 		"net.source": "::1", "net.hop-limit": "255", "log.level": "debug",
+		"net.key-file": "/k", "net.encrypt": "true", "net.accept-unsigned": "::1",
 		"mod.flush-deadline": "keep", "mod.capacity": "keep", "mod.enable": "true",
 		"batch.deadline": "1ms", "batch.refresh": "1m", "batch.capacity": "1",
 	}
@@ -322,6 +323,8 @@ func TestEveryFieldOfTheConfigBelongsToASetting(t *testing.T) {
 			v.SetBool(true)
 		case reflect.Slice:
 			v.Set(reflect.MakeSlice(v.Type(), 1, 1))
+		case reflect.Struct:
+			next.Keys = someKeys(t)
 		default:
 			v.Set(reflect.ValueOf(1).Convert(v.Type()))
 		}
@@ -621,7 +624,7 @@ func inBounds(t *testing.T, c *Config) {
 	if len(c.Cluster) > 63 || strings.ContainsAny(c.Cluster, "\x00\n") {
 		t.Errorf("cluster %q", c.Cluster)
 	}
-	for _, p := range c.Sources {
+	for _, p := range slices.Concat(c.Sources, c.Unsigned) {
 		if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() {
 			t.Errorf("source %v", p)
 		}

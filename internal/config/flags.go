@@ -73,7 +73,10 @@ func (f *Flags) Config(args []string) (*Config, error) {
 			return nil, fmt.Errorf("--net.mcast.addr %q: %w", group, err)
 		}
 	}
-	return c, c.validate()
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	return c, c.readKeys()
 }
 
 // Parse is the daemon's configuration from its whole command line.

@@ -44,11 +44,16 @@ func setSources(c *Config, s string) error {
 	if s == anySource {
 		return nil
 	}
+	return setPrefixes(&c.Sources, s, anySource)
+}
+
+// setPrefixes sets a list that is not empty. word is what stands for one that is.
+func setPrefixes(dst *Sources, s, word string) error {
 	var prefixes []netip.Prefix
 	for one := range strings.SplitSeq(s, ",") {
 		p, ok := parseSource(one)
 		if !ok {
-			err := errors.New("want prefixes or addresses, as in 2001:db8:ff08::/96, or " + anySource)
+			err := errors.New("want prefixes or addresses, as in 2001:db8:ff08::/96, or " + word)
 			if one != s {
 				err = fmt.Errorf("%q: %w", shorten(one), err)
 			}
@@ -56,7 +61,7 @@ func setSources(c *Config, s string) error {
 		}
 		prefixes = append(prefixes, p)
 	}
-	c.Sources = NewSources(prefixes)
+	*dst = NewSources(prefixes)
 	return nil
 }
 

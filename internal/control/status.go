@@ -54,17 +54,20 @@ type Table struct {
 
 // Network is the multicast group and how it is reached.
 type Network struct {
-	WaitingFor  string `json:"waiting_for,omitempty"` // why nothing passes
-	Cluster     string `json:"cluster"`
-	Group       string `json:"group"`
-	In          string `json:"in"`
-	Out         string `json:"out"`
-	Source      string `json:"source,omitempty"`
-	MTU         int    `json:"mtu"`
-	MaxPayload  int    `json:"max_payload"`
-	Wire        string `json:"wire"`
-	ReadBuffer  int    `json:"read_buffer"`
-	WriteBuffer int    `json:"write_buffer"`
+	WaitingFor  string   `json:"waiting_for,omitempty"` // why nothing passes
+	Cluster     string   `json:"cluster"`
+	Keys        int      `json:"keys"`               // of the cluster; with none nothing is signed
+	Encrypts    bool     `json:"encrypts"`           // what is sent
+	Unsigned    []string `json:"unsigned,omitempty"` // prefixes from which it is heard who does not sign, though there are keys
+	Group       string   `json:"group"`
+	In          string   `json:"in"`
+	Out         string   `json:"out"`
+	Source      string   `json:"source,omitempty"`
+	MTU         int      `json:"mtu"`
+	MaxPayload  int      `json:"max_payload"`
+	Wire        string   `json:"wire"`
+	ReadBuffer  int      `json:"read_buffer"`
+	WriteBuffer int      `json:"write_buffer"`
 }
 
 // Kernel counts what passes between the daemon and the module.
@@ -120,6 +123,7 @@ type Net struct {
 	RefusedWaiting int               `json:"refused_waiting"` // of those refused for pool4, how many are kept for when it changes
 	Strays         map[string]uint64 `json:"strays"`          // datagrams not looked into, by reason
 	Stamps         map[string]uint64 `json:"stamps"`          // datagrams, by what was found about their stamps
+	Unheard        map[string]uint64 `json:"unheard"`         // those of them that were refused for it
 	Verdicts       map[string]uint64 `json:"verdicts"`        // acceptable entries, by what was found about them
 	Unserved       uint64            `json:"unserved"`        // datagrams heard while the instance was away
 	SocketDrops    uint64            `json:"socket_drops"`    // datagrams lost for want of room in the socket

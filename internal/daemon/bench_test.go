@@ -40,17 +40,19 @@ type rig struct {
 	messages [][]byte // that the kernel sends, again and again
 	message  int      // sessions in each
 
-	datagrams [][]byte // that a peer sends, likewise
-	datagram  int      // sessions in each
+	datagrams [][]byte     // that a peer sends, likewise; without their stamps if these must be fresh
+	datagram  int          // sessions in each
 	peer      *wire.Signer // that peer's
-	perRead   int      // datagrams that are there at once
+	fresh     bool         // whether a number counts but once
+	perRead   int          // datagrams that are there at once
 
 	at   int           // the next of either
 	sent atomic.Uint64 // datagrams to peers, some of them by the deadline
 }
 
-// newRig makes a rig with an instance whose module speaks e.
-func newRig(tb testing.TB, e session.Encoding) *rig {
+// newRig makes a rig with an instance whose module speaks e, in a cluster with keys
+// if there are any.
+func newRig(tb testing.TB, e session.Encoding, keys wire.Keys, encrypt bool) *rig {
 	tb.Helper()
 	module := map[session.Encoding]struct {
 		version string
@@ -61,7 +63,8 @@ func newRig(tb testing.TB, e session.Encoding) *rig {
 		session.Enc4113: {"4.1.15", 36},
 	}[e]
 	const payload = 1452
-	r := &rig{encoding: e, message: module.message, datagram: (payload - wire.Overhead) / e.EntrySize(), perRead: 1, peer: signerOf("")}
+	r := &rig{encoding: e, message: module.message, datagram: (payload - wire.Overhead) / e.EntrySize(), perRead: 1,
+		peer: wire.NewSigner("", keys, encrypt, nil), fresh: keys.Signing()}
 
 	k := nlchantest.New(tb, module.version)
 	edge := k.AddInstance("edge", wkp.String())
@@ -69,7 +72,7 @@ func newRig(tb testing.TB, e session.Encoding) *rig {
 		Proto: session.TCP, Prefix: netip.MustParsePrefix("192.0.0.0/16"), MaxPort: 65535,
 	}})
 	cfg := testConfig()
-	cfg.Refresh = time.Minute
+	cfg.Refresh, cfg.Keys, cfg.Encrypt = time.Minute, keys, encrypt
 	host := &rigHost{Kernel: k}
 	r.d = newDaemon(cfg, Options{Version: "test", Log: slog.New(slog.DiscardHandler)})
 	r.d.dial = func() (kernel, error) { return nlchan.Dial("edge", nlchan.On(host), nlchan.PerMessage(perAdd)) }
@@ -191,6 +194,9 @@ func (g *rigGroup) ReadBatch(ds []mcast.Datagram) (int, error) {
 	}
 	for i := range r.perRead {
 		ds[i].Payload = append(ds[i].Payload[:0], r.pick(r.datagrams)...)
+		if r.fresh {
+			ds[i].Payload = r.peer.Stamp(ds[i].Payload, 0, nil)
+		}
 		ds[i].From = sender
 	}
 	return r.perRead, nil
@@ -246,7 +252,10 @@ func (r *rig) announces(ss []session.Session) {
 // offers is the same for a peer's datagrams.
 func (r *rig) offers(ss []session.Session) {
 	for _, b := range r.whole(ss, r.datagram, nil) {
-		r.datagrams = append(r.datagrams, r.peer.Stamp(b, 0, nil))
+		if !r.fresh {
+			b = r.peer.Stamp(b, 0, nil)
+		}
+		r.datagrams = append(r.datagrams, b)
 	}
 }
 
@@ -257,7 +266,16 @@ type way struct {
 	encoding session.Encoding
 	n        int
 	news     bool
-	perRead  int // datagrams, on the way in
+	perRead  int  // datagrams, on the way in
+	signed   bool // with a key
+	sealed   bool // besides
+}
+
+func (w way) keys(tb testing.TB) (k wire.Keys) {
+	if w.signed {
+		k = someKeys(tb, 1)
+	}
+	return k
 }
 
 func (w way) String() string {
@@ -268,6 +286,12 @@ func (w way) String() string {
 	if w.perRead > 1 {
 		kind = fmt.Sprintf("%s-by-%d", kind, w.perRead)
 	}
+	switch {
+	case w.sealed:
+		kind += "-sealed"
+	case w.signed:
+		kind += "-signed"
+	}
 	return fmt.Sprintf("%v/%d/%s", w.encoding, w.n, kind)
 }
 
@@ -275,7 +299,7 @@ func ways() (all []way) {
 	for _, e := range session.Encodings {
 		for _, n := range []int{1000, 100_000, 1_000_000} {
 			if e == session.Enc4113 || n == 1000 {
-				all = append(all, way{e, n, false, 1}, way{e, n, true, 1})
+				all = append(all, way{encoding: e, n: n, perRead: 1}, way{encoding: e, n: n, news: true, perRead: 1})
 			}
 		}
 	}
@@ -299,7 +323,7 @@ func (w way) rounds(ss []session.Session, say func([]session.Session)) {
 
 // outRig is a rig whose kernel announces what way says.
 func outRig(tb testing.TB, w way) *rig {
-	r, ss := newRig(tb, w.encoding), many(w.n)
+	r, ss := newRig(tb, w.encoding, w.keys(tb), w.sealed), many(w.n)
 	// Peers have learned of each often enough that for seconds no refresh is due.
 	now := time.Now()
 	r.d.out.with(func(t *batch.Table) {
@@ -316,7 +340,7 @@ func outRig(tb testing.TB, w way) *rig {
 
 // inRig is a rig whose peer sends what way says.
 func inRig(tb testing.TB, w way) *rig {
-	r, ss := newRig(tb, w.encoding), many(w.n)
+	r, ss := newRig(tb, w.encoding, w.keys(tb), w.sealed), many(w.n)
 	r.perRead = w.perRead
 	now := time.Now()
 	from := r.d.peers.heard(sender.Addr(), session.Report{}, 0, now)
@@ -362,7 +386,7 @@ func BenchmarkOut(b *testing.B) {
 // injections, on one processor: what it costs, and not how much of it two
 // processors do at once.
 func BenchmarkIn(b *testing.B) {
-	for _, w := range append(ways(), way{session.Enc4113, 100_000, true, readBatch}) {
+	for _, w := range append(ways(), way{encoding: session.Enc4113, n: 100_000, news: true, perRead: readBatch}) {
 		b.Run(w.String(), func(b *testing.B) {
 			defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 			r := inRig(b, w)
@@ -393,7 +417,9 @@ func (r *rig) steps(run func()) (step, end func()) {
 
 func TestNothingIsAllocatedForAMessageOrADatagram(t *testing.T) {
 	const n = 1000
-	for _, w := range ways() {
+	for _, w := range append(ways(),
+		way{encoding: session.Enc4113, n: n, news: true, perRead: 1, signed: true},
+		way{encoding: session.Enc4113, n: n, news: true, perRead: 1, signed: true, sealed: true}) {
 		if w.n > n {
 			continue
 		}

@@ -34,7 +34,7 @@ type counters struct {
 	rcvdBad                                [session.Defects]atomic.Uint64
 	refused                                [session.Refusals]atomic.Uint64
 	strays                                 [strays]atomic.Uint64
-	stamps                                 [wire.Verdicts]atomic.Uint64
+	stamps, unheard                        [wire.Verdicts]atomic.Uint64 // the latter of what was refused
 	unserved, unfit                        atomic.Uint64
 	readErrors, socketDrops                atomic.Uint64 // the latter of closed groups
 }

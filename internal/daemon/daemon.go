@@ -196,7 +196,7 @@ func newDaemon(cfg *config.Config, o Options) *Daemon {
 		repairs:     newRepairs(),
 		sweeps:      make(chan struct{}, maxSweeps), advertising: make(chan struct{}, 1), sweeping: make(chan struct{}, 1),
 		flapInterval: retryInterval,
-		signer:       wire.NewSigner(cfg.Cluster, wire.Keys{}, false, nil),
+		signer:       wire.NewSigner(cfg.Cluster, cfg.Keys, cfg.Encrypt, nil),
 	}
 	d.live.Store(cfg)
 	d.work.init(d.started)

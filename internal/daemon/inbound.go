@@ -9,7 +9,6 @@ import (
 	"joold/internal/batch"
 	"joold/internal/mcast"
 	"joold/internal/session"
-	"joold/internal/wire"
 )
 
 const (
@@ -39,16 +38,13 @@ func (s stray) String() string { return [strays]string{"sender", "hop limit", "s
 // intake is what takes datagrams in. It belongs to one goroutine.
 type intake struct {
 	d         *Daemon
-	opener    *wire.Opener
+	stamps    *stamps
 	datagrams []mcast.Datagram
 	scratch   []session.Session
 }
 
 func newIntake(d *Daemon) *intake {
-	return &intake{
-		d: d, opener: wire.NewOpener(d.fixed.Cluster, wire.Keys{}),
-		datagrams: mcast.NewDatagrams(readBatch, mcast.MaxReceived),
-	}
+	return &intake{d: d, stamps: newStamps(d), datagrams: mcast.NewDatagrams(readBatch, mcast.MaxReceived)}
 }
 
 // read takes in what group brings until it is closed or ctx ends.
@@ -96,7 +92,7 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 		d.limit.WarnWith("refused a datagram", func() []any { return []any{"from", dg.From, "because_of", why} })
 		return
 	}
-	entries, ok := in.unstamp(dg, now)
+	entries, ok := in.stamps.open(dg, now)
 	if !ok {
 		return
 	}
@@ -139,29 +135,6 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 	if refused[session.RefusedPool4] > 0 && l.policy.Load() != policy {
 		d.readmit(l, now) // which may have been done before they were kept
 	}
-}
-
-// unstamp returns a datagram's entries, if they are for this cluster, and notes
-// the number that it has. Numbers are only counted: without a key anybody can make
-// them up, and so none keeps entries out.
-func (in *intake) unstamp(dg *mcast.Datagram, now time.Time) (entries []byte, ok bool) {
-	d := in.d
-	opened, verdict := in.opener.Open(dg.Payload, now)
-	d.count.stamps[verdict].Add(1)
-	switch verdict {
-	case wire.Unstamped, wire.Trailing: // as much of it as Jool would read
-		return dg.Payload, true
-	case wire.Intact:
-		d.peers.numbered(dg.From.Addr(), &opened.Stamp, now)
-	case wire.OtherVersion:
-		d.limit.Warn("a peer's stamp is of another version of joold: its sessions are taken, its losses are not seen", "from", dg.From)
-	case wire.OtherKey:
-		d.limit.Warn("a peer signs, which this joold cannot check: its sessions are taken, its losses are not seen", "from", dg.From)
-	default:
-		d.limit.Warn("refused a datagram", "from", dg.From, "because_of", verdict)
-		return nil, false
-	}
-	return opened.Entries, true
 }
 
 // admits tells whether a datagram comes from where peers are.

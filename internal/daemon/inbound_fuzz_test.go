@@ -558,7 +558,7 @@ func tell(t *testing.T, e session.Encoding, p session.Pool6, script []byte) (y *
 	k.learned()
 	y.out.begin(y.l)
 	y.link.Store(y.l)
-	y.in = &intake{d: y.Daemon, opener: wire.NewOpener("", wire.Keys{})}
+	y.in = &intake{d: y.Daemon, stamps: newStamps(y.Daemon)}
 	y.peer = wire.NewSigner("", wire.Keys{}, false, func(b []byte) { clear(b) })
 	for len(y.script) > 0 && objection == "" {
 		y.step()

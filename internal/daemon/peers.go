@@ -95,6 +95,15 @@ func (p *peers) numbered(a netip.Addr, st *wire.Stamp, now time.Time) {
 	p.of(a, now).numbers.note(st)
 }
 
+// repeated notes that what had come from a peer before has come again from a.
+func (p *peers) repeated(a netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if q := p.m[a]; q != nil {
+		q.numbers.duplicates++
+	}
+}
+
 // of is the sender a, which has just been heard.
 func (p *peers) of(a netip.Addr, now time.Time) *peer {
 	q := p.m[a]

@@ -102,6 +102,7 @@ func (d *Daemon) reload() {
 		d.Level.Set(next.LogLevel)
 	}
 	d.live.Store(next)
+	d.signer.Rekey(next.Keys, next.Encrypt)
 	d.Log.Info("read the configuration again", "applied", live)
 	if len(fixed) > 0 {
 		d.Log.Warn("these settings take a new start of the daemon", "settings", fixed)

@@ -37,7 +37,7 @@ func (d *Daemon) status(now time.Time) control.Status {
 	s := control.Status{
 		Version: d.Version, PID: os.Getpid(), Started: d.started, Uptime: now.Sub(d.started).Seconds(),
 		Instance: control.Instance{Name: d.fixed.Instance, WaitingFor: d.condition.why(theInstance)},
-		Network:  control.Network{Cluster: d.fixed.Cluster, Group: d.fixed.Group, In: d.fixed.In, Out: d.fixed.Out, WaitingFor: d.condition.why(theGroup)},
+		Network:  control.Network{Group: d.fixed.Group, In: d.fixed.In, Out: d.fixed.Out, WaitingFor: d.condition.why(theGroup)},
 		Table:    table,
 		Kernel: control.Kernel{
 			Messages: c.kernelMessages.Load(), Sessions: c.kernelSessions.Load(), Bytes: c.kernelBytes.Load(),
@@ -56,6 +56,7 @@ func (d *Daemon) status(now time.Time) control.Status {
 			Refused:    byReason[session.Refusal](c.refused[:]),
 			Strays:     byReason[stray](c.strays[:]),
 			Stamps:     byReason[wire.Verdict](c.stamps[:]),
+			Unheard:    byReason[wire.Verdict](c.unheard[:]),
 			Verdicts:   verdicts,
 			Unserved:   c.unserved.Load(), ReadErrors: c.readErrors.Load(), SocketDrops: c.socketDrops.Load(),
 		},
@@ -67,12 +68,17 @@ func (d *Daemon) status(now time.Time) control.Status {
 	if group := d.group(); group != nil {
 		local := group.Local()
 		s.Network = control.Network{
-			WaitingFor: s.Network.WaitingFor, Cluster: s.Network.Cluster,
-			Group: local.Group.String(), In: local.In, Out: local.Out, Source: local.Source.String(),
+			WaitingFor: s.Network.WaitingFor,
+			Group:      local.Group.String(), In: local.In, Out: local.Out, Source: local.Source.String(),
 			MTU: local.MTU, MaxPayload: group.MaxPayload(),
 			ReadBuffer: local.ReadBuffer, WriteBuffer: local.WriteBuffer,
 		}
 		s.Net.SocketDrops += group.Drops()
+	}
+	cfg := d.live.Load()
+	s.Network.Cluster, s.Network.Keys, s.Network.Encrypts = d.fixed.Cluster, len(cfg.Keys.Hints()), cfg.Encrypt
+	for _, p := range cfg.Unsigned {
+		s.Network.Unsigned = append(s.Network.Unsigned, p.String())
 	}
 	l := d.link.Load()
 	if l == nil {

@@ -60,10 +60,13 @@ func read(t *testing.T, path string) string {
 
 func TestSystemdTakesTheUnitAndFindsItLittleExposed(t *testing.T) {
 	// It wants to see the program that the unit starts.
-	unit := strings.Replace(read(t, dir+"/systemd/joold@.service"), "/usr/local/bin/joold", "/bin/true", 1)
+	runnable := func(name string) string {
+		return strings.ReplaceAll(read(t, dir+"/systemd/"+name), "/usr/local/bin/joold", "/bin/true")
+	}
+	unit := runnable("joold@.service")
 	dropIns := map[string]string{"alone": ""}
 	for _, name := range []string{"netns", "group", "user", "memory"} {
-		text := read(t, dir+"/systemd/"+name+".conf")
+		text := runnable(name + ".conf")
 		active := regexp.MustCompile("(?m)^#([A-Z][A-Za-z]+=)").ReplaceAllString(text, "$1")
 		if active == text {
 			t.Errorf("%s.conf has nothing to remove the # of", name)
