@@ -23,6 +23,7 @@ type Signer struct {
 	sign    cipher.AEAD // one of these two, for key and epoch; the other is nil
 	seal    cipher.AEAD
 	number  uint64         // the last that was handed out
+	alone   uint64         // the last of those for one node
 	head    [headSize]byte // the last trailer's, without its tag
 }
 
@@ -83,7 +84,7 @@ func (s *Signer) rekey(keys Keys, sealing bool) {
 
 func (s *Signer) renew() {
 	s.random(s.head[atEpoch : atEpoch+len(Epoch{})])
-	s.number = 0
+	s.number, s.alone = 0, 0
 	s.derive()
 }
 
@@ -105,16 +106,26 @@ func (s *Signer) derive() {
 // grown by Overhead, and where there is a body by that and 2. Of flags only
 // SecondHand and Resend are the caller's to choose.
 func (s *Signer) Stamp(entries []byte, flags Flags, body []byte) []byte {
+	return s.stamp(&s.number, 0, entries, flags, body)
+}
+
+// StampAlone is Stamp for a datagram that goes to one node instead of to all. Its
+// number is one of those from Alone on, so that the others miss nothing.
+func (s *Signer) StampAlone(entries []byte, flags Flags, body []byte) []byte {
+	return s.stamp(&s.alone, Alone, entries, flags, body)
+}
+
+func (s *Signer) stamp(count *uint64, base uint64, entries []byte, flags Flags, body []byte) []byte {
 	if flags&^chosen != 0 || len(body) > MaxBody {
 		panic(fmt.Sprintf("wire: a stamp with flags %#x and a body of %d bytes", uint8(flags), len(body)))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.number++; s.number == 0 { // after half a million years of a million a second
+	if *count++; *count == Alone { // after a quarter of a million years of a million a second
 		s.renew()
-		s.number = 1
+		*count = 1
 	}
-	binary.BigEndian.PutUint64(s.head[atNumber:], s.number)
+	binary.BigEndian.PutUint64(s.head[atNumber:], base|*count)
 	clear(s.head[atNonce:atNumber])
 	if s.key != nil {
 		// The number alone makes the nonce unique. Were a machine cloned with this

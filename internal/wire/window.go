@@ -90,6 +90,12 @@ func (w *Window) Advance(number uint64) {
 	}
 }
 
+// Expect begins anew, with first, which is not 0, and all that follow, of which
+// none has come.
+func (w *Window) Expect(first uint64) {
+	*w = Window{begun: true, first: first, top: first - 1}
+}
+
 func (w *Window) begin(number uint64) {
 	*w = Window{begun: true, first: number, top: number}
 }

@@ -181,6 +181,25 @@ func TestTheSendersWordMovesTheWindowAsFarAsItSays(t *testing.T) {
 	}
 }
 
+func TestWhatIsExpectedIsMissingUntilItComes(t *testing.T) {
+	for _, first := range []uint64{1, 2, 63, 64, 65, 100_000, 1 << 40} {
+		var w Window
+		w.Note(7)
+		w.Expect(first)
+		if w.Missing() != 0 || w.Top() != first-1 || len(w.AppendGaps(make([]Range, 0, 4), math.MaxUint64)) != 0 {
+			t.Errorf("from %d on: %d are missing before any was sent", first, w.Missing())
+		}
+		w.Advance(first + 9)
+		if w.Note(first+4) != Late || w.Missing() != 9 {
+			t.Errorf("from %d on: %d are missing of ten, want 9", first, w.Missing())
+		}
+		want := []Range{{first, first + 3}, {first + 5, first + 9}}
+		if got := w.AppendGaps(make([]Range, 0, 4), math.MaxUint64); !slices.Equal(got, want) {
+			t.Errorf("from %d on: the gaps are %v, want %v", first, got, want)
+		}
+	}
+}
+
 func TestTheHighestNumbersThereAreAreNumbers(t *testing.T) {
 	for _, begin := range []func(*Window){
 		func(w *Window) { w.Note(math.MaxUint64 - 3) },

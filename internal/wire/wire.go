@@ -62,6 +62,10 @@ const (
 	known  = chosen | hasBody | sealed
 )
 
+// Alone is the first of the numbers of what a node sends to one other alone. They
+// are counted apart: a Window is for those below.
+const Alone = 1 << 63
+
 // Epoch names one run of a sender. It is random, and drawn anew at every start.
 type Epoch [12]byte
 
