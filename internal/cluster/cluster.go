@@ -1,0 +1,549 @@
+// Package cluster owns what a node knows of the others, and what nodes do for each
+// other: who is there, which of their datagrams were lost and what they held,
+// copies of the table for who lacks it, and whether this node has all that there
+// is. It is a state machine: time is passed in, and what is to be sent and known
+// of sessions goes through a Host. It knows no socket, no file, no key and no
+// clock, and of a session only a reference.
+//
+// docs/PROTOCOL.md describes what nodes say to each other byte by byte.
+package cluster
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+
+	"joold/internal/session"
+	"joold/internal/wire"
+)
+
+// Ref is the Host's reference to a session that it remembers, never 0. When the
+// session is gone it may come to mean another.
+type Ref uint32
+
+// Host is what a Node needs of the daemon around it. A Node calls it from within
+// its own methods, so under whatever lock those are called.
+type Host interface {
+	// Send stamps and sends a datagram, and returns its number, which is used up
+	// whether or not the datagram could be sent.
+	Send(d Datagram) (number uint64)
+
+	// FirstHand tells whether the last word on a session came from this node's own
+	// kernel.
+	FirstHand(r Ref) bool
+
+	// Scan goes through some of the sessions that follow the reference at, in an
+	// order of the Host's own, and appends to refs those of the chosen buckets, as
+	// long as it has room. It returns where to go on; 0 after the last, as before
+	// the first. What is remembered from the first call to the last is come by.
+	Scan(refs []Ref, at Ref, chosen *session.Buckets) (_ []Ref, next Ref)
+
+	// Digest is that of all sessions which are remembered.
+	Digest() *session.Digest
+
+	// Room is how many more sessions may wait for this node's kernel.
+	Room() int
+
+	// Sweep has all sessions of this node's own kernel sent once more, to all.
+	Sweep()
+}
+
+// Datagram is one to be sent. Of its sessions those go that still live, as they
+// are by then.
+type Datagram struct {
+	To       netip.AddrPort // the zero AddrPort: all
+	Sessions []Ref
+	Flags    wire.Flags
+	Body     []byte
+}
+
+// Config is what a Node is told.
+type Config struct {
+	Name     string     // for people; its first 63 bytes are used
+	Epoch    wire.Epoch // of the stamps to come
+	Keyed    bool       // whether only proven datagrams come: then replay is refused, too
+	Kept     bool       // whether the kernel's table is one that an earlier daemon kept in sync
+	Module   [4]uint8   // version of the kernel module
+	Encoding session.Encoding
+	Payload  int           // bytes of a datagram for entries and body, at least 1,000
+	Entry    int           // bytes of an entry
+	Parts    Configuration // what should be equal on all nodes
+	Random   func([]byte)  // fills its argument with random bytes
+}
+
+// State is whether a node has what there is to have.
+type State uint8
+
+// The states.
+const (
+	Syncing State = iota // it lacks what others have, or may
+	Synced
+	GaveUp // there is nobody to learn from
+	states // count
+)
+
+func (s State) String() string { return [states]string{"syncing", "synced", "gave up"}[s] }
+
+const (
+	maxPeers = 64
+
+	helloInterval = time.Second
+	helloSpacing  = 100 * time.Millisecond // between two at the least
+	liveFor       = 5 * time.Second        // after a hello
+	forgetAfter   = time.Minute
+
+	// A pulse tells that the last datagrams were the last: so long after them, then
+	// twice as long, until the hello that comes anyway.
+	firstPulse = 100 * time.Millisecond
+
+	// stopped is how long nobody calls a Node whose process runs.
+	stopped = 3 * time.Second
+
+	// deafFor is how long after a stop what comes may have waited in the socket.
+	deafFor = time.Second
+
+	busy = 10 * time.Millisecond // between ticks
+)
+
+// Bytes per second that a node sends of each kind, and at once.
+var (
+	controlRate = rate{32 << 10, 16 << 10}
+	repairRate  = rate{2 << 20, 128 << 10}
+	copyRate    = rate{4 << 20, 128 << 10}
+)
+
+// Node is this node's part in a cluster. It is not safe for concurrent use. Times
+// must not go backwards.
+type Node struct {
+	cfg  Config
+	host Host
+	rand *rand.Rand
+
+	now       time.Time
+	active    bool
+	peers     map[wire.Epoch]*peer
+	order     []*peer // the same, for going through them
+	numbers   uint32  // peers so far
+	challenge challenge
+	deafTill  time.Time
+
+	helloAt  time.Time // when the next is due
+	helloed  time.Time // when the last was
+	pulseAt  time.Time // when the next is due, if dataAt is later than the last hello
+	pulses   int
+	unpulsed bool
+
+	ring     ring
+	sweepDue bool
+	sweptAt  time.Time
+	sweptTo  uint64 // the last number before it
+	goneDue  bool
+	goneAt   time.Time
+
+	state     state
+	gifts     []*gift
+	quest     *quest
+	done      about         // the last copy that was taken
+	doneAt    uint32        // how many datagrams it had
+	quietTill time.Time     // differences are not looked into before
+	backoff   time.Duration // and then not for so long
+	doubtTill time.Time     // an active node looks into those with others before
+
+	parts  [Parts]uint32
+	budget struct{ control, repair, copy allowance }
+	body   []byte
+	refs   []Ref
+	gaps   [maxRanges]wire.Range
+	counts Counts
+}
+
+// Counts are what a Node has seen and done.
+type Counts struct {
+	Requests uint64 // for lost datagrams, sent
+	Repaired uint64 // numbers that were asked for here and answered
+	Sweeps   uint64 // asked of the Host
+	Given    uint64 // copies, begun
+	Taken    uint64 // copies, complete
+	Broken   uint64 // copies that ended half-way
+	Crowded  uint64 // datagrams of nodes for which there is no room
+	Unread   uint64 // bodies that cannot be read, of a later version perhaps
+	Unfresh  uint64 // datagrams of nodes that have not proven to speak now
+	Stops    uint64 // of this process, or its machine
+}
+
+// New makes a Node that says its first hello at once.
+func New(c Config, h Host, now time.Time) *Node {
+	var seed [32]byte
+	c.Random(seed[:])
+	n := &Node{
+		host: h, rand: rand.New(rand.NewChaCha8(seed)), now: now,
+		peers: make(map[wire.Epoch]*peer), ring: newRing(),
+	}
+	n.budget.control = controlRate.full(now)
+	n.budget.repair = repairRate.full(now)
+	n.budget.copy = copyRate.full(now)
+	n.helloAt = now
+	n.state.since, n.state.lived = now, now
+	n.Configure(c)
+	n.renewChallenge()
+	if c.Kept {
+		n.become(Synced, "the kernel's table was kept while the daemon was away")
+	} else {
+		n.want("it has just started")
+	}
+	return n
+}
+
+// Configure changes what the node was told, but for Epoch, Keyed and Kept, which
+// are for the start.
+func (n *Node) Configure(c Config) {
+	if n.cfg.Random != nil {
+		c.Epoch, c.Keyed, c.Kept = n.cfg.Epoch, n.cfg.Keyed, n.cfg.Kept
+	}
+	c.Name = c.Name[:min(len(c.Name), maxName)]
+	c.Parts = c.Parts.sorted()
+	n.cfg = c
+	for p := range n.parts {
+		n.parts[p] = hashLines(c.Parts[p])
+	}
+	for _, p := range n.order {
+		p.unlike = [Parts]unlike{}
+	}
+	n.hurry()
+}
+
+// Lost says that the kernel's table is another one, which is empty.
+func (n *Node) Lost(why string) {
+	n.active = false
+	n.endQuest(why)
+	n.want(why)
+}
+
+// Numbered says that a datagram to all with these sessions has got this number. The
+// reference is 0 for a session that is not remembered. refs is not kept.
+func (n *Node) Numbered(number uint64, refs []Ref, now time.Time) {
+	n.ring.note(number, refs)
+	n.pulses = 0
+	n.pulseAt, n.unpulsed = now.Add(firstPulse), true
+}
+
+// Verdict is what a datagram counts for.
+type Verdict uint8
+
+// The verdicts.
+const (
+	Taken     Verdict = iota // its entries count
+	Mine                     // it is this node's own
+	Duplicate                // it has come before
+	TooOld                   // it may have come before
+	Far                      // its number is out of all proportion: perhaps forged
+	Unfresh                  // its sender has not proven that it speaks now
+	Unasked                  // it is of a copy that nobody waits for
+	Crowded                  // there is no room for one more node
+)
+
+func (v Verdict) String() string {
+	return [...]string{"taken", "own", "duplicate", "too old", "far", "not fresh", "unasked", "crowded"}[v]
+}
+
+// Reception is a Verdict, and what the entries are worth, if they are Taken.
+type Reception struct {
+	Verdict Verdict
+	From    uint32 // tells this run of the sender from every other
+	Order   uint64 // of two entries of one sender on a session, that with the lower one is older
+	Copied  bool   // tell Learned how much was news
+}
+
+// Receive takes in a datagram that is intact, or if there are keys, proven.
+func (n *Node) Receive(dg *wire.Datagram, from netip.AddrPort, now time.Time) Reception {
+	n.clock(now)
+	if dg.Epoch == n.cfg.Epoch {
+		return Reception{Verdict: Mine}
+	}
+	p := n.peers[dg.Epoch]
+	if p == nil {
+		if p = n.admit(dg.Epoch, from); p == nil {
+			n.counts.Crowded++
+			return Reception{Verdict: Crowded}
+		}
+	}
+	p.heardAt = now
+	k := kindOf(dg.Body)
+	if dg.Number >= wire.Alone {
+		return n.receiveAlone(p, dg)
+	}
+	var h *hello
+	if k == kindHello {
+		if h = new(hello); !h.parse(dg.Body) {
+			n.counts.Unread++
+			h = nil
+		}
+	}
+	if h != nil && !p.fresh {
+		n.meet(p, h, dg.Number)
+	}
+	if !n.trusts(p) {
+		n.counts.Unfresh++
+		return Reception{Verdict: Unfresh}
+	}
+	if !p.window.Begun() {
+		n.begin(p, dg.Number)
+	}
+	top := p.window.Top()
+	arrival := p.window.Note(dg.Number)
+	if arrival == wire.Jump && (h != nil || k == kindPulse) {
+		n.leap(p, dg.Number)
+		arrival = p.window.Note(dg.Number)
+	}
+	switch arrival {
+	case wire.Duplicate:
+		p.counts.Duplicate++
+		return Reception{Verdict: Duplicate}
+	case wire.TooOld:
+		p.counts.TooOld++
+		return Reception{Verdict: TooOld}
+	case wire.Jump:
+		return Reception{Verdict: Far}
+	case wire.Late:
+		p.counts.Late++
+	case wire.InOrder:
+		if dg.Number-top > 1 {
+			p.hole(dg.Number, now)
+		}
+	}
+	if h != nil {
+		n.heardHello(p, h, from)
+	} else if k != kindNone {
+		n.heard(p, k, dg.Body)
+	}
+	return Reception{Verdict: Taken, From: p.number, Order: dg.Number}
+}
+
+// heard takes in what p says, unless that is a hello.
+func (n *Node) heard(p *peer, k kind, b []byte) {
+	ok := true
+	switch k {
+	case kindPulse:
+	case kindBye:
+		p.gone = true
+	case kindRequest:
+		var to wire.Epoch
+		var ranges []wire.Range
+		if to, ranges, ok = parseRequest(b); ok {
+			n.heardRequest(to, ranges)
+		}
+	case kindRepair:
+		var ranges []wire.Range
+		if ranges, ok = parseRepair(b); ok {
+			for _, g := range ranges {
+				p.settle(g)
+			}
+		}
+	case kindGone:
+		var below uint64
+		if below, ok = parseGone(b); ok && below > 0 {
+			p.settle(wire.Range{First: 0, Last: below - 1})
+		}
+	case kindFetch:
+		var f fetch
+		if f, ok = parseFetch(b); ok && f.to == n.cfg.Epoch {
+			n.give(p, &f)
+		}
+	case kindDecline:
+		var a about
+		if a, ok = parseDecline(b); ok && a.to == n.cfg.Epoch {
+			n.declined(p, a.id)
+		}
+	case kindAck:
+		var a ack
+		if a, ok = parseAck(b); ok && a.to == n.cfg.Epoch {
+			n.acked(p, &a)
+		}
+	case kindAsk:
+		var a ask
+		if a, ok = parseAsk(b); ok && a.to == n.cfg.Epoch {
+			n.tell(&a)
+		}
+	case kindDetail:
+		var d detail
+		if d, ok = parseDetail(b); ok {
+			n.told(p, &d)
+		}
+	default:
+		ok = false
+	}
+	if !ok {
+		n.counts.Unread++
+	}
+}
+
+// Next is when Tick is to be called at the latest.
+func (n *Node) Next() time.Time {
+	at := n.helloAt
+	if n.unpulsed && n.pulseAt.Before(at) {
+		at = n.pulseAt
+	}
+	soon := n.now.Add(busy)
+	if !soon.Before(at) {
+		return at
+	}
+	if n.ring.owed() || n.quest != nil || len(n.gifts) > 0 || n.state.wants && slices.ContainsFunc(n.order, n.live) ||
+		slices.ContainsFunc(n.order, (*peer).chased) {
+		return soon
+	}
+	return at
+}
+
+// Tick does what is due. active is whether this node's kernel has announced
+// sessions of its own in the last few seconds.
+func (n *Node) Tick(now time.Time, active bool) {
+	n.clock(now)
+	if n.active != active {
+		n.active = active
+		n.doubt()
+		n.hurry()
+	}
+	for _, p := range slices.Clone(n.order) {
+		if now.Sub(p.heardAt) > forgetAfter {
+			n.forget(p)
+		} else if live := n.live(p); live != p.lived {
+			p.lived = live
+			n.doubt()
+		}
+	}
+	n.decide()
+	for _, p := range n.order {
+		n.chase(p)
+	}
+	n.answer()
+	n.giveOn()
+	n.takeOn()
+	switch {
+	case !now.Before(n.helloAt):
+		n.sayHello()
+	case n.unpulsed && !now.Before(n.pulseAt):
+		if n.control(datagramSize(1)) {
+			n.say(append(n.body[:0], byte(kindPulse)))
+		}
+		n.pulses++
+		n.pulseAt = now.Add(firstPulse << n.pulses)
+		n.unpulsed = firstPulse<<n.pulses < helloInterval
+	}
+}
+
+// Bye tells the others that this node stops.
+func (n *Node) Bye() { n.say(append(n.body[:0], byte(kindBye))) }
+
+// clock notes what time it is, and that the process was stopped, if it was. What
+// has waited in the socket is as old as the stop was long, though it does not say
+// so: nobody is listened to until that is over.
+func (n *Node) clock(now time.Time) {
+	late := now.Sub(n.now)
+	n.now = now
+	if late <= stopped {
+		return
+	}
+	n.counts.Stops++
+	n.renewChallenge()
+	n.deafTill = now.Add(deafFor)
+	for _, p := range n.order {
+		p.fresh = false
+		p.hole(p.window.Top(), now)
+		p.helloAt = time.Time{}
+		p.heardAt = now // for as long as it was not listened to it could not be heard
+	}
+	n.endQuest("this node was stopped")
+	n.gifts = n.gifts[:0]
+	if late > forgetAfter {
+		n.active = false // whatever it was: others have taken over
+	}
+	n.want("this node was stopped")
+	n.hurry()
+}
+
+func (n *Node) renewChallenge() { n.cfg.Random(n.challenge[:]) }
+
+// hurry has a hello said soon, but not by all at once.
+func (n *Node) hurry() {
+	at := n.now.Add(n.jitter(50 * time.Millisecond))
+	if spaced := n.helloed.Add(helloSpacing); at.Before(spaced) {
+		at = spaced
+	}
+	if at.Before(n.helloAt) {
+		n.helloAt = at
+	}
+}
+
+func (n *Node) jitter(most time.Duration) time.Duration {
+	return time.Duration(n.rand.Int64N(int64(most)))
+}
+
+func (n *Node) sayHello() {
+	h := hello{
+		State: n.state.is, Active: n.active, Encoding: uint8(n.cfg.Encoding), Module: n.cfg.Module,
+		Challenge: n.challenge, Parts: n.parts, Digest: *n.host.Digest(), Name: n.cfg.Name,
+	}
+	first := 0
+	if len(n.order) > maxEchoes { // those for which there is no room have their turn
+		first = n.rand.IntN(len(n.order))
+	}
+	for i := range n.order {
+		p := n.order[(first+i)%len(n.order)]
+		if p.challenge != (challenge{}) && len(h.Echoes) < maxEchoes {
+			h.Echoes = append(h.Echoes, p.challenge)
+		}
+	}
+	n.body = h.append(n.body[:0])
+	n.budget.control.spend(datagramSize(len(n.body)), n.now) // it is what all else hangs on
+	n.say(n.body)
+	n.helloed, n.unpulsed = n.now, false
+	n.helloAt = n.now.Add(helloInterval - helloInterval/10 + n.jitter(helloInterval/5))
+}
+
+// say sends a body, and nothing else, to all.
+func (n *Node) say(body []byte) {
+	n.body = body
+	n.ring.note(n.host.Send(Datagram{Body: body}), nil)
+}
+
+// control tells whether so many bytes more may be spent on talk.
+func (n *Node) control(bytes int) bool { return n.budget.control.take(bytes, n.now) }
+
+// datagramSize is how many bytes a body takes on the network, about.
+func datagramSize(body int) int { return body + wire.Overhead + 48 }
+
+// before orders runs where none is better than another.
+func before(a, b wire.Epoch) bool { return bytes.Compare(a[:], b[:]) < 0 }
+
+// rate is a limit in bytes: each second, and at once.
+type rate struct{ second, once float64 }
+
+func (r rate) full(now time.Time) allowance { return allowance{r, r.once, now} }
+
+// allowance is what is left of a rate.
+type allowance struct {
+	rate rate
+	left float64
+	at   time.Time
+}
+
+// take spends bytes if there is anything left; what is spent too much is missing
+// later.
+func (a *allowance) take(bytes int, now time.Time) bool {
+	a.spend(0, now)
+	if a.left <= 0 {
+		return false
+	}
+	a.left -= float64(bytes)
+	return true
+}
+
+func (a *allowance) spend(bytes int, now time.Time) {
+	if passed := now.Sub(a.at); passed > 0 {
+		a.left = min(a.rate.once, a.left+passed.Seconds()*a.rate.second)
+		a.at = now
+	}
+	a.left = max(a.left-float64(bytes), -a.rate.once)
+}

@@ -1,0 +1,406 @@
+package cluster
+
+import (
+	"math/bits"
+	"net/netip"
+	"slices"
+	"time"
+
+	"joold/internal/session"
+	"joold/internal/wire"
+)
+
+const (
+	// copyWindow is how many datagrams of a copy may be under way, as many as an
+	// ack has bits for.
+	copyWindow = 64
+
+	// maxGifts is how many copies a node gives at a time.
+	maxGifts = 4
+
+	scansAtOnce = 4
+
+	// An ack follows so many datagrams, or the first after so long.
+	ackEach  = 16
+	ackDelay = 20 * time.Millisecond
+
+	// What was not acked for so long, or while later ones were, is sent again.
+	lostAfter    = 60 * time.Millisecond
+	silentAfter  = 300 * time.Millisecond
+	brokenAfter  = 5 * time.Second // on the taker's side
+	forsakeAfter = 10 * time.Second
+
+	maxTries = 5 // at getting a copy begun
+
+	// shunFor is how long a node is not asked that did not give; shunBusy if it
+	// said that it cannot now.
+	shunFor  = 10 * time.Second
+	shunBusy = time.Second
+)
+
+// gift is a copy that this node gives.
+type gift struct {
+	to      *peer
+	addr    netip.AddrPort
+	id      uint32
+	chosen  session.Buckets
+	at      Ref  // where the scan goes on
+	scanned bool // to the end
+	waiting [2][]Ref
+	scratch []Ref
+	slots   [copyWindow]giftSlot
+	through uint32 // all before has come
+	next    uint32 // the first that was not sent yet
+	room    uint32 // that there is at the other side
+	ended   bool   // the last has been sent
+	heardAt time.Time
+}
+
+// giftSlot is a datagram of a copy until it has come.
+type giftSlot struct {
+	refs   []Ref
+	second bool // hand
+	last   bool
+	come   bool
+	again  bool
+	sentAt time.Time
+}
+
+// give begins a copy, or says that it cannot be.
+func (n *Node) give(p *peer, f *fetch) {
+	if slices.ContainsFunc(n.gifts, func(g *gift) bool { return g.to == p && g.id == f.id }) {
+		return
+	}
+	n.gifts = slices.DeleteFunc(n.gifts, func(g *gift) bool { return g.to == p })
+	if n.state.is != Synced || len(n.gifts) >= maxGifts || !p.addr.IsValid() {
+		if a := (about{p.epoch, f.id}); n.control(datagramSize(17)) {
+			n.say(a.append(n.body[:0], kindDecline))
+		}
+		return
+	}
+	n.counts.Given++
+	n.gifts = append(n.gifts, &gift{to: p, addr: p.addr, id: f.id, chosen: f.buckets, room: copyWindow, heardAt: n.now})
+}
+
+// acked takes in how far a copy has come.
+func (n *Node) acked(p *peer, a *ack) {
+	for _, g := range n.gifts {
+		if g.to != p || g.id != a.id || a.through > g.next {
+			continue
+		}
+		g.heardAt, g.room = n.now, uint32(a.room)
+		g.through = max(g.through, a.through)
+		for i := range uint32(copyWindow) {
+			s, seen := &g.slots[(a.through+i)%copyWindow], a.seen>>i&1 == 1
+			switch index := a.through + i; {
+			case index < g.through || index >= g.next:
+			case seen:
+				s.come = true
+			case a.seen>>i != 0 && n.now.Sub(s.sentAt) >= lostAfter:
+				s.again = true
+			}
+		}
+	}
+}
+
+// giveOn goes on with the copies that this node gives.
+func (n *Node) giveOn() {
+	n.gifts = slices.DeleteFunc(n.gifts, func(g *gift) bool {
+		if n.now.Sub(g.heardAt) > forsakeAfter {
+			n.counts.Broken++
+			return true
+		}
+		return g.ended && g.through == g.next
+	})
+	for _, g := range n.gifts {
+		n.giveMore(g)
+	}
+}
+
+func (n *Node) giveMore(g *gift) {
+	for index := g.through; index < g.next; index++ {
+		s := &g.slots[index%copyWindow]
+		if !s.come && (s.again || n.now.Sub(s.sentAt) >= silentAfter) {
+			if !n.budget.copy.take(0, n.now) {
+				return
+			}
+			n.sendPart(g, index)
+		}
+	}
+	size := n.entries(partSize)
+	for range scansAtOnce {
+		if len(g.waiting[0]) >= size || len(g.waiting[1]) >= size || g.scanned {
+			break
+		}
+		n.scan(g)
+	}
+	for !g.ended && g.next-g.through < min(copyWindow, g.room) && n.budget.copy.take(0, n.now) {
+		hand := 0
+		if len(g.waiting[1]) > len(g.waiting[0]) {
+			hand = 1
+		}
+		w := g.waiting[hand]
+		if len(w) < size && !g.scanned {
+			break
+		}
+		s := &g.slots[g.next%copyWindow]
+		some := min(len(w), size)
+		s.refs = append(s.refs[:0], w[:some]...)
+		g.waiting[hand] = w[:copy(w, w[some:])]
+		s.second, s.come = hand == 1, false
+		s.last = g.scanned && len(g.waiting[0])+len(g.waiting[1]) == 0
+		g.ended = s.last
+		g.next++
+		n.sendPart(g, g.next-1)
+	}
+}
+
+// scan has more sessions wait to be given, by whose they are.
+func (n *Node) scan(g *gift) {
+	if cap(g.scratch) == 0 {
+		g.scratch = make([]Ref, 0, 4*n.entries(0))
+	}
+	g.scratch, g.at = n.host.Scan(g.scratch[:0], g.at, &g.chosen)
+	g.scanned = g.at == 0
+	own := partition(g.scratch, n.host.FirstHand)
+	g.waiting[0] = append(g.waiting[0], g.scratch[:own]...)
+	g.waiting[1] = append(g.waiting[1], g.scratch[own:]...)
+}
+
+// sendPart sends one datagram of a copy, or sends it again: as its sessions are by
+// now.
+func (n *Node) sendPart(g *gift, index uint32) {
+	s := &g.slots[index%copyWindow]
+	s.sentAt, s.again = n.now, false
+	flags := wire.Flags(0)
+	if s.second {
+		flags = wire.SecondHand
+	}
+	p := part{id: g.id, index: index, asOf: n.ring.last, last: s.last}
+	n.body = p.append(n.body[:0])
+	n.budget.copy.spend(datagramSize(partSize+len(s.refs)*n.cfg.Entry), n.now)
+	n.host.Send(Datagram{To: g.addr, Sessions: s.refs, Flags: flags, Body: n.body})
+}
+
+// quest is a copy that this node takes.
+type quest struct {
+	from    *peer
+	id      uint32
+	chosen  session.Buckets
+	all     bool // it is for what this node may lack, not to look into a difference
+	begun   time.Time
+	askAt   time.Time
+	tries   int
+	heardAt time.Time // zero before the first of it
+	ackAt   time.Time // zero when none is due
+	unacked int
+	through uint32
+	seen    uint64 // those from through on that have come
+	end     uint32 // how many datagrams it has; 0 while that is not known
+	room    uint16 // as last told
+	news    int
+}
+
+// receiveAlone takes in a datagram that was sent to this node alone.
+func (n *Node) receiveAlone(p *peer, dg *wire.Datagram) Reception {
+	if !n.trusts(p) {
+		n.counts.Unfresh++
+		return Reception{Verdict: Unfresh}
+	}
+	q := n.quest
+	d, ok := part{}, kindOf(dg.Body) == kindCopy
+	if ok {
+		d, ok = parsePart(dg.Body)
+	}
+	if !ok {
+		n.counts.Unread++
+		return Reception{Verdict: Unasked}
+	}
+	if q == nil || q.from != p || q.id != d.id {
+		if n.done == (about{p.epoch, d.id}) { // the last ack was lost
+			n.ack(&ack{about: n.done, through: n.doneAt, room: copyWindow})
+		}
+		return Reception{Verdict: Unasked}
+	}
+	q.heardAt = n.now
+	switch ahead := uint64(d.index) - uint64(q.through); {
+	case d.index < q.through, ahead < copyWindow && q.seen>>ahead&1 == 1:
+		q.due(n.now)
+		return Reception{Verdict: Duplicate}
+	case ahead >= copyWindow, q.end != 0 && d.index >= q.end:
+		return Reception{Verdict: Far}
+	default:
+		q.seen |= 1 << ahead
+	}
+	if d.last {
+		q.end = d.index + 1
+	}
+	come := bits.TrailingZeros64(^q.seen)
+	q.seen >>= come
+	q.through += uint32(come)
+	if q.unacked++; q.unacked >= ackEach || q.complete() {
+		q.due(n.now)
+	} else {
+		q.due(n.now.Add(ackDelay))
+	}
+	return Reception{Verdict: Taken, From: p.number, Order: d.asOf, Copied: true}
+}
+
+// Learned says that so many sessions of a datagram that was Copied were news here.
+func (n *Node) Learned(news int) {
+	if n.quest != nil {
+		n.quest.news += news
+	}
+}
+
+func (q *quest) complete() bool { return q.end != 0 && q.through == q.end }
+
+// due has an ack sent then at the latest.
+func (q *quest) due(at time.Time) {
+	if q.ackAt.IsZero() || at.Before(q.ackAt) {
+		q.ackAt = at
+	}
+}
+
+// takeOn goes on with the copy that this node takes, or begins one.
+func (n *Node) takeOn() {
+	q := n.quest
+	if q == nil {
+		n.seek()
+		return
+	}
+	if !n.live(q.from) {
+		n.endQuest("its giver has gone")
+		return
+	}
+	if q.heardAt.IsZero() {
+		if n.now.Before(q.askAt) {
+			return
+		}
+		if q.tries++; q.tries > maxTries {
+			n.endQuest("it was not begun")
+			return
+		}
+		q.askAt = n.now.Add(silentAfter<<(q.tries-1) + n.jitter(silentAfter/2))
+		f := fetch{about{q.from.epoch, q.id}, q.chosen}
+		if n.control(datagramSize(33)) {
+			n.say(f.append(n.body[:0]))
+		}
+		return
+	}
+	if n.now.Sub(q.heardAt) > brokenAfter {
+		n.endQuest("its giver fell silent")
+		return
+	}
+	room := n.room()
+	if q.room < copyWindow/2 && room > copyWindow/2 {
+		q.due(n.now)
+	}
+	if q.ackAt.IsZero() || n.now.Before(q.ackAt) {
+		return
+	}
+	a := ack{about{q.from.epoch, q.id}, q.through, q.seen, room}
+	if !n.ack(&a) {
+		return
+	}
+	q.unacked, q.room, q.ackAt = 0, room, time.Time{}
+	if !q.complete() {
+		q.due(n.now.Add(silentAfter))
+		return
+	}
+	n.done, n.doneAt = a.about, q.end
+	n.counts.Taken++
+	n.quest = nil
+	n.finish(q)
+}
+
+func (n *Node) ack(a *ack) bool {
+	if !n.control(datagramSize(32)) {
+		return false
+	}
+	n.say(a.append(n.body[:0]))
+	return true
+}
+
+// room is for how many datagrams of a copy there is some.
+func (n *Node) room() uint16 { return uint16(min(n.host.Room()/n.entries(partSize), copyWindow)) }
+
+// seek looks for somebody who can give what this node wants.
+func (n *Node) seek() {
+	switch {
+	case !n.state.wants:
+		n.investigate()
+	case n.now.Sub(n.state.wantAt) >= gather:
+		p := n.giver()
+		if p == nil {
+			return
+		}
+		q := n.ask(p, p.hello.Digest.Differs(n.host.Digest()))
+		if q.all = true; q.chosen.Len() == 0 {
+			n.quest = nil
+			n.finish(q)
+		}
+	}
+}
+
+// giver is the fullest node that is synced, by what it has said since this node
+// wants a copy.
+func (n *Node) giver() (best *peer) {
+	for _, p := range n.order {
+		if n.gives(p) && p.helloAt.After(n.state.wantAt) && (best == nil || best.hello.Digest.Sessions < p.hello.Digest.Sessions) {
+			best = p
+		}
+	}
+	return best
+}
+
+func (n *Node) gives(p *peer) bool {
+	return n.live(p) && p.hello.State == Synced && !n.now.Before(p.shunTill)
+}
+
+// ask begins to take a copy of some buckets.
+func (n *Node) ask(p *peer, chosen session.Buckets) *quest {
+	n.quest = &quest{
+		from: p, id: n.rand.Uint32(), chosen: chosen, begun: n.now, askAt: n.now.Add(n.jitter(silentAfter / 2)), room: copyWindow,
+	}
+	return n.quest
+}
+
+// declined ends a copy before it has begun.
+func (n *Node) declined(p *peer, id uint32) {
+	if q := n.quest; q != nil && q.from == p && q.id == id && q.heardAt.IsZero() {
+		n.quest = nil
+		p.shunTill = n.now.Add(shunBusy + n.jitter(shunBusy))
+	}
+}
+
+// endQuest ends a copy half-way: another node is asked for the rest.
+func (n *Node) endQuest(why string) {
+	q := n.quest
+	if q == nil {
+		return
+	}
+	n.quest = nil
+	n.counts.Broken++
+	q.from.shunTill = n.now.Add(shunFor)
+	if q.all {
+		n.state.why = "a copy from " + q.from.hello.Name + " was broken off: " + why
+	}
+}
+
+// finish says what a copy was good for.
+func (n *Node) finish(q *quest) {
+	for i := range q.from.equalAt {
+		if q.all || q.chosen.Has(i) {
+			q.from.equalAt[i], q.from.differs[i] = n.now, 0
+		}
+	}
+	if !q.all {
+		n.investigated(q.news)
+		return
+	}
+	if n.state.wantAt.Before(q.begun) {
+		n.state.wants = false
+		n.become(Synced, "it has all that "+q.from.hello.Name+" has")
+	}
+}

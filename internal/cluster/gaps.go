@@ -1,0 +1,260 @@
+package cluster
+
+import (
+	"slices"
+	"time"
+
+	"joold/internal/wire"
+)
+
+const (
+	// reorder is how long a number may be missing before its datagram counts as
+	// lost: so much may the network turn around what it carries.
+	reorder = 40 * time.Millisecond
+
+	// askAgain is how long an answer may take. Each further time it is twice as
+	// long, up to eight times.
+	askAgain = 150 * time.Millisecond
+
+	// answerAgain is how long an answer may be under way before the same question
+	// is a new one.
+	answerAgain = 100 * time.Millisecond
+
+	// sweepAgain and goneAgain are between two answers to all who ask for what is
+	// too old.
+	sweepAgain = 30 * time.Second
+	goneAgain  = 200 * time.Millisecond
+)
+
+// gapState is how far the search for a peer's lost datagrams is.
+type gapState struct {
+	holes  bool      // some number may be missing
+	mark   uint64    // what was the top at markAt
+	markAt time.Time // so those up to mark have been missing since then
+	ripe   uint64    // and those up to this long enough
+	askAt  time.Time
+	asks   int // without an answer
+}
+
+// chased tells whether something of it may be missing.
+func (g *gapState) chased() bool { return g.holes }
+
+// hole says that some number below top is missing.
+func (g *gapState) hole(top uint64, now time.Time) {
+	if !g.holes {
+		g.holes, g.mark, g.markAt = true, top, now
+	}
+}
+
+// chase asks p for what was lost.
+func (n *Node) chase(p *peer) {
+	if !p.holes {
+		return
+	}
+	if n.now.Sub(p.markAt) >= reorder {
+		if p.ripe < p.mark {
+			p.ripe = p.mark
+			if soon := n.now.Add(n.jitter(reorder / 2)); p.askAt.Before(soon) {
+				p.askAt = soon
+			}
+		}
+		p.mark, p.markAt = p.window.Top(), n.now
+	}
+	if n.now.Before(p.askAt) || !n.trusts(p) {
+		return
+	}
+	gaps := p.window.AppendGaps(n.gaps[:0], p.ripe)
+	if len(gaps) == 0 {
+		p.holes = len(p.window.AppendGaps(n.gaps[:0:1], p.window.Top())) > 0
+		return
+	}
+	if n.now.Sub(p.heardAt) > liveFor || !n.control(datagramSize(14+len(gaps)*rangeSize)) {
+		return
+	}
+	n.say(appendRequest(n.body[:0], p.epoch, gaps))
+	n.counts.Requests++
+	p.counts.Requests++
+	p.askAt = n.now.Add(askAgain<<min(p.asks, 3) + n.jitter(askAgain/2))
+	p.asks++
+}
+
+// heardRequest has lost datagrams made up for, if they are this node's; else it
+// waits with asking for the same: the answer goes to all.
+func (n *Node) heardRequest(to wire.Epoch, ranges []wire.Range) {
+	if p := n.peers[to]; p != nil && p.holes {
+		first := p.window.AppendGaps(n.gaps[:0:1], p.ripe)
+		covers := func(g wire.Range) bool { return g.First <= first[0].First && first[0].First <= g.Last }
+		if later := n.now.Add(askAgain / 2); len(first) > 0 && slices.ContainsFunc(ranges, covers) && p.askAt.Before(later) {
+			p.askAt = later
+		}
+		return
+	}
+	if to != n.cfg.Epoch {
+		return
+	}
+	for _, g := range ranges {
+		if oldest := n.ring.oldest(); g.First < oldest {
+			n.unknown(min(g.Last, oldest-1))
+			g.First = oldest
+		}
+		for number := g.First; number <= min(g.Last, n.ring.last); number++ {
+			n.ring.owe(number, n.now)
+		}
+	}
+}
+
+// answer sends what is owed to those who have lost it: the sessions, as they are
+// by now, and then the numbers that this settles.
+func (n *Node) answer() {
+	if n.goneDue && n.now.Sub(n.goneAt) >= goneAgain && n.control(datagramSize(9)) {
+		n.goneAt, n.goneDue = n.now, false
+		n.say(appendGone(n.body[:0], n.ring.oldest()))
+	}
+	if n.sweepDue && n.now.Sub(n.sweptAt) >= sweepAgain {
+		n.sweptAt, n.sweepDue, n.sweptTo = n.now, false, n.ring.last
+		n.counts.Sweeps++
+		n.host.Sweep()
+	}
+	for n.ring.owed() && n.budget.repair.take(0, n.now) {
+		refs, ranges := n.refs[:0], n.gaps[:0]
+		for n.ring.owed() && len(refs) < answerSessions && len(ranges) < maxRanges/2 {
+			number, lost, known := n.ring.pay(n.now)
+			if !known {
+				n.unknown(number)
+				continue
+			}
+			refs = append(refs, lost...)
+			if last := len(ranges) - 1; last >= 0 && ranges[last].Last == number-1 {
+				ranges[last].Last = number
+			} else {
+				ranges = append(ranges, wire.Range{First: number, Last: number})
+			}
+			n.counts.Repaired++
+		}
+		slices.Sort(refs)
+		n.refs = slices.Compact(refs)
+		own := partition(n.refs, n.host.FirstHand)
+		n.resend(n.refs[own:], wire.Resend|wire.SecondHand, nil)
+		n.resend(n.refs[:own], wire.Resend, ranges)
+	}
+}
+
+// resend sends sessions to all, and after them the numbers that they settle.
+func (n *Node) resend(refs []Ref, flags wire.Flags, settled []wire.Range) {
+	n.body = n.body[:0]
+	for len(refs) > 0 || len(settled) > 0 {
+		some := refs[:min(len(refs), n.entries(0))]
+		if len(refs) <= n.entries(2+len(settled)*rangeSize) && len(settled) > 0 {
+			n.body, settled = appendRepair(n.body, settled), nil
+		}
+		n.budget.repair.spend(datagramSize(len(n.body)+len(some)*n.cfg.Entry), n.now)
+		n.ring.note(n.host.Send(Datagram{Sessions: some, Flags: flags, Body: n.body}), some)
+		refs = refs[len(some):]
+	}
+}
+
+// unknown answers all who ask for what this node no longer knows: they need not
+// ask again, since it has its whole table sent, unless that was done since.
+func (n *Node) unknown(number uint64) {
+	n.goneDue = true
+	n.sweepDue = n.sweepDue || number > n.sweptTo
+}
+
+// entries is how many sessions fit a datagram with so long a body.
+func (n *Node) entries(body int) int {
+	if body > 0 {
+		body += 2 // its length
+	}
+	return (n.cfg.Payload - body) / n.cfg.Entry
+}
+
+// partition puts those that are so before those that are not, and tells how many
+// they are.
+func partition(refs []Ref, is func(Ref) bool) (n int) {
+	for i, r := range refs {
+		if is(r) {
+			refs[n], refs[i] = r, refs[n]
+			n++
+		}
+	}
+	return n
+}
+
+const (
+	// ringSpan is for how many of its last datagrams a node knows what was in them,
+	// a little more than a window of numbers, and ringRefs how many sessions these
+	// may have been.
+	ringSpan = 1 << 13
+	ringRefs = 1 << 18
+
+	// answerSessions is about how many sessions are sent again at a time.
+	answerSessions = 128
+)
+
+// ring remembers which sessions were in a node's last datagrams.
+type ring struct {
+	last    uint64 // number
+	slots   []ringSlot
+	refs    []Ref
+	written uint64 // references so far
+	debts   []uint64
+}
+
+type ringSlot struct {
+	number   uint64
+	at       uint64 // its first reference is the one written then
+	n        uint16
+	owed     bool
+	answered time.Time
+}
+
+func newRing() ring {
+	return ring{slots: make([]ringSlot, ringSpan), refs: make([]Ref, ringRefs)}
+}
+
+func (r *ring) note(number uint64, refs []Ref) {
+	r.last = max(r.last, number)
+	r.slots[number%ringSpan] = ringSlot{number: number, at: r.written, n: uint16(len(refs))}
+	for _, ref := range refs {
+		r.refs[r.written%ringRefs] = ref
+		r.written++
+	}
+}
+
+// oldest is the lowest number of which it is still known what it held.
+func (r *ring) oldest() uint64 { return max(r.last, ringSpan) - ringSpan + 1 }
+
+func (r *ring) owed() bool { return len(r.debts) > 0 }
+
+// owe has number answered, unless that is about to happen or just has.
+func (r *ring) owe(number uint64, now time.Time) {
+	s := &r.slots[number%ringSpan]
+	if s.number != number { // an attempt that came to nothing
+		*s = ringSlot{number: number, at: r.written}
+	}
+	if s.owed || now.Sub(s.answered) < answerAgain || len(r.debts) >= ringSpan {
+		return
+	}
+	s.owed, s.answered = true, now
+	r.debts = append(r.debts, number)
+}
+
+// pay is the debt that is the oldest, with what the number held. known is false if
+// that is no longer so.
+func (r *ring) pay(now time.Time) (number uint64, refs []Ref, known bool) {
+	number = r.debts[0]
+	r.debts = r.debts[1:]
+	s := &r.slots[number%ringSpan]
+	if s.number != number || r.written-s.at > ringRefs {
+		return number, nil, false
+	}
+	s.owed, s.answered = false, now
+	for i := range uint64(s.n) {
+		ref := r.refs[(s.at+i)%ringRefs]
+		if ref == 0 {
+			return number, nil, false
+		}
+		refs = append(refs, ref)
+	}
+	return number, refs, true
+}
