@@ -26,8 +26,8 @@ type Ref uint32
 // Host is what a Node needs of the daemon around it. A Node calls it from within
 // its own methods, so under whatever lock those are called.
 type Host interface {
-	// Send stamps and sends a datagram, and returns its number, which is used up
-	// whether or not the datagram could be sent.
+	// Send stamps and sends a datagram: apart if it has no sessions or goes to one
+	// node. It returns the number, which is used up whether or not that worked.
 	Send(d Datagram) (number uint64)
 
 	// FirstHand tells whether the last word on a session came from this node's own
@@ -67,10 +67,11 @@ type Config struct {
 	Kept     bool       // whether the kernel's table is one that an earlier daemon kept in sync
 	Module   [4]uint8   // version of the kernel module
 	Encoding session.Encoding
-	Payload  int           // bytes of a datagram for entries and body, at least 1,000
-	Entry    int           // bytes of an entry
-	Parts    Configuration // what should be equal on all nodes
-	Random   func([]byte)  // fills its argument with random bytes
+	Timeouts session.Timeouts // the instance's
+	Payload  int              // bytes of a datagram for entries and body, at least 1,000
+	Entry    int              // bytes of an entry
+	Parts    Configuration    // what should be equal on all nodes
+	Random   func([]byte)     // fills its argument with random bytes
 }
 
 // State is whether a node has what there is to have.
@@ -254,6 +255,10 @@ type Reception struct {
 	From    uint32 // tells this run of the sender from every other
 	Order   uint64 // of two entries of one sender on a session, that with the lower one is older
 	Copied  bool   // tell Learned how much was news
+
+	// Timeouts are the sender's, by its last hello: what a session's expiration is
+	// less than its timeout is how long ago it was updated. Zero if there was none.
+	Timeouts session.Timeouts
 }
 
 // Receive takes in a datagram that is intact, or if there are keys, proven.
@@ -270,19 +275,8 @@ func (n *Node) Receive(dg *wire.Datagram, from netip.AddrPort, now time.Time) Re
 		}
 	}
 	p.heardAt = now
-	k := kindOf(dg.Body)
-	if dg.Number >= wire.Alone {
-		return n.receiveAlone(p, dg)
-	}
-	var h *hello
-	if k == kindHello {
-		if h = new(hello); !h.parse(dg.Body) {
-			n.counts.Unread++
-			h = nil
-		}
-	}
-	if h != nil && !p.fresh {
-		n.meet(p, h, dg.Number)
+	if dg.Number >= wire.Apart {
+		return n.receiveApart(p, dg, from)
 	}
 	if !n.trusts(p) {
 		n.counts.Unfresh++
@@ -292,12 +286,7 @@ func (n *Node) Receive(dg *wire.Datagram, from netip.AddrPort, now time.Time) Re
 		n.begin(p, dg.Number)
 	}
 	top := p.window.Top()
-	arrival := p.window.Note(dg.Number)
-	if arrival == wire.Jump && (h != nil || k == kindPulse) {
-		n.leap(p, dg.Number)
-		arrival = p.window.Note(dg.Number)
-	}
-	switch arrival {
+	switch p.window.Note(dg.Number) {
 	case wire.Duplicate:
 		p.counts.Duplicate++
 		return Reception{Verdict: Duplicate}
@@ -313,19 +302,56 @@ func (n *Node) Receive(dg *wire.Datagram, from netip.AddrPort, now time.Time) Re
 			p.hole(dg.Number, now)
 		}
 	}
+	if kindOf(dg.Body) == kindRepair {
+		n.heard(p, kindRepair, dg.Body)
+	}
+	return Reception{Verdict: Taken, From: p.number, Order: dg.Number, Timeouts: p.hello.Timeouts}
+}
+
+// receiveApart takes in a datagram that not all need to have.
+func (n *Node) receiveApart(p *peer, dg *wire.Datagram, from netip.AddrPort) Reception {
+	k := kindOf(dg.Body)
+	var h *hello
+	if k == kindHello {
+		if h = new(hello); !h.parse(dg.Body) {
+			n.counts.Unread++
+			return Reception{Verdict: Taken}
+		}
+		if !p.fresh {
+			n.meet(p, h)
+		}
+	}
+	if !n.trusts(p) {
+		n.counts.Unfresh++
+		return Reception{Verdict: Unfresh}
+	}
+	if k == kindCopy {
+		return n.receivePart(p, dg)
+	}
+	if n.cfg.Keyed { // what was recorded, or overtaken, is said again if it is of importance
+		if dg.Number <= p.said {
+			return Reception{Verdict: Duplicate}
+		}
+		p.said = dg.Number
+	}
 	if h != nil {
 		n.heardHello(p, h, from)
-	} else if k != kindNone {
+	} else {
 		n.heard(p, k, dg.Body)
 	}
-	return Reception{Verdict: Taken, From: p.number, Order: dg.Number}
+	return Reception{Verdict: Taken}
 }
 
 // heard takes in what p says, unless that is a hello.
 func (n *Node) heard(p *peer, k kind, b []byte) {
 	ok := true
 	switch k {
+	case kindNone:
 	case kindPulse:
+		var last uint64
+		if last, ok = parsePulse(b); ok {
+			n.sent(p, last)
+		}
 	case kindBye:
 		p.gone = true
 	case kindRequest:
@@ -424,8 +450,8 @@ func (n *Node) Tick(now time.Time, active bool) {
 	case !now.Before(n.helloAt):
 		n.sayHello()
 	case n.unpulsed && !now.Before(n.pulseAt):
-		if n.control(datagramSize(1)) {
-			n.say(append(n.body[:0], byte(kindPulse)))
+		if n.control(datagramSize(9)) {
+			n.say(appendPulse(n.body[:0], n.ring.last))
 		}
 		n.pulses++
 		n.pulseAt = now.Add(firstPulse << n.pulses)
@@ -483,7 +509,7 @@ func (n *Node) jitter(most time.Duration) time.Duration {
 func (n *Node) sayHello() {
 	h := hello{
 		State: n.state.is, Active: n.active, Encoding: uint8(n.cfg.Encoding), Module: n.cfg.Module,
-		Challenge: n.challenge, Parts: n.parts, Digest: *n.host.Digest(), Name: n.cfg.Name,
+		Challenge: n.challenge, Last: n.ring.last, Parts: n.parts, Timeouts: n.cfg.Timeouts, Digest: *n.host.Digest(), Name: n.cfg.Name,
 	}
 	first := 0
 	if len(n.order) > maxEchoes { // those for which there is no room have their turn
@@ -505,7 +531,7 @@ func (n *Node) sayHello() {
 // say sends a body, and nothing else, to all.
 func (n *Node) say(body []byte) {
 	n.body = body
-	n.ring.note(n.host.Send(Datagram{Body: body}), nil)
+	n.host.Send(Datagram{Body: body})
 }
 
 // control tells whether so many bytes more may be spent on talk.

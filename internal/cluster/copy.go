@@ -201,17 +201,10 @@ type quest struct {
 	news    int
 }
 
-// receiveAlone takes in a datagram that was sent to this node alone.
-func (n *Node) receiveAlone(p *peer, dg *wire.Datagram) Reception {
-	if !n.trusts(p) {
-		n.counts.Unfresh++
-		return Reception{Verdict: Unfresh}
-	}
+// receivePart takes in a datagram of a copy.
+func (n *Node) receivePart(p *peer, dg *wire.Datagram) Reception {
 	q := n.quest
-	d, ok := part{}, kindOf(dg.Body) == kindCopy
-	if ok {
-		d, ok = parsePart(dg.Body)
-	}
+	d, ok := parsePart(dg.Body)
 	if !ok {
 		n.counts.Unread++
 		return Reception{Verdict: Unasked}
@@ -243,7 +236,7 @@ func (n *Node) receiveAlone(p *peer, dg *wire.Datagram) Reception {
 	} else {
 		q.due(n.now.Add(ackDelay))
 	}
-	return Reception{Verdict: Taken, From: p.number, Order: d.asOf, Copied: true}
+	return Reception{Verdict: Taken, From: p.number, Order: d.asOf, Copied: true, Timeouts: p.hello.Timeouts}
 }
 
 // Learned says that so many sessions of a datagram that was Copied were news here.

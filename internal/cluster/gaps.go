@@ -12,8 +12,8 @@ const (
 	// lost: so much may the network turn around what it carries.
 	reorder = 40 * time.Millisecond
 
-	// askAgain is how long an answer may take. Each further time it is twice as
-	// long, up to eight times.
+	// askAgain is how long an answer may take: twice as long if there was none
+	// before.
 	askAgain = 150 * time.Millisecond
 
 	// answerAgain is how long an answer may be under way before the same question
@@ -74,7 +74,7 @@ func (n *Node) chase(p *peer) {
 	n.say(appendRequest(n.body[:0], p.epoch, gaps))
 	n.counts.Requests++
 	p.counts.Requests++
-	p.askAt = n.now.Add(askAgain<<min(p.asks, 3) + n.jitter(askAgain/2))
+	p.askAt = n.now.Add(askAgain<<min(p.asks, 1) + n.jitter(askAgain/2))
 	p.asks++
 }
 
@@ -148,7 +148,9 @@ func (n *Node) resend(refs []Ref, flags wire.Flags, settled []wire.Range) {
 			n.body, settled = appendRepair(n.body, settled), nil
 		}
 		n.budget.repair.spend(datagramSize(len(n.body)+len(some)*n.cfg.Entry), n.now)
-		n.ring.note(n.host.Send(Datagram{Sessions: some, Flags: flags, Body: n.body}), some)
+		if number := n.host.Send(Datagram{Sessions: some, Flags: flags, Body: n.body}); len(some) > 0 {
+			n.Numbered(number, some, n.now)
+		}
 		refs = refs[len(some):]
 	}
 }

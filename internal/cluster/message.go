@@ -14,7 +14,7 @@ type kind uint8
 const (
 	kindNone kind = iota
 	kindHello
-	kindPulse   // nothing but the stamp's number
+	kindPulse   // the last number
 	kindBye     // the sender stops
 	kindRequest // send those numbers again
 	kindRepair  // what those numbers held has been sent again
@@ -54,7 +54,9 @@ type hello struct {
 	Encoding  uint8    // session.Encoding
 	Module    [4]uint8 // version
 	Challenge challenge
+	Last      uint64        // number of what all must have
 	Parts     [Parts]uint32 // hashes
+	Timeouts  session.Timeouts
 	Digest    session.Digest
 	Name      string
 	Echoes    []challenge // those that it has heard
@@ -64,8 +66,12 @@ func (h *hello) append(b []byte) []byte {
 	b = append(b, byte(kindHello), helloFormat, byte(h.State)&3|bit(h.Active)<<2, h.Encoding)
 	b = append(b, h.Module[:]...)
 	b = append(b, h.Challenge[:]...)
+	b = binary.BigEndian.AppendUint64(b, h.Last)
 	for _, p := range h.Parts {
 		b = binary.BigEndian.AppendUint32(b, p)
+	}
+	for _, ms := range []uint32{h.Timeouts.TCPEst, h.Timeouts.TCPTrans, h.Timeouts.UDP, h.Timeouts.ICMP} {
+		b = binary.BigEndian.AppendUint32(b, ms)
 	}
 	b = binary.BigEndian.AppendUint32(b, h.Digest.Sessions)
 	for _, d := range h.Digest.Buckets {
@@ -91,16 +97,18 @@ func (h *hello) parse(b []byte) bool {
 	h.Encoding = r.byte()
 	copy(h.Module[:], r.bytes(len(h.Module)))
 	copy(h.Challenge[:], r.bytes(len(h.Challenge)))
+	h.Last = r.uint64()
 	for i := range h.Parts {
 		h.Parts[i] = r.uint32()
 	}
+	h.Timeouts = session.Timeouts{TCPEst: r.uint32(), TCPTrans: r.uint32(), UDP: r.uint32(), ICMP: r.uint32()}
 	h.Digest.Sessions = r.uint32()
 	for i := range h.Digest.Buckets {
 		h.Digest.Buckets[i] = r.uint32()
 	}
 	name := r.bytes(int(r.byte()))
 	echoes := int(r.byte())
-	if len(name) > maxName || echoes > maxEchoes || h.State >= states {
+	if len(name) > maxName || echoes > maxEchoes || h.State >= states || h.Last >= wire.Apart {
 		return false
 	}
 	h.Name = string(name)
@@ -161,13 +169,23 @@ func (r *reader) ranges() []wire.Range {
 	for i := range ranges {
 		first := r.uint64()
 		more := uint64(r.uint16())
-		if first+more < first || first+more >= wire.Alone {
+		if first+more < first || first+more >= wire.Apart {
 			r.short = true
 			return nil
 		}
 		ranges[i] = wire.Range{First: first, Last: first + more}
 	}
 	return ranges
+}
+
+func appendPulse(b []byte, last uint64) []byte {
+	return binary.BigEndian.AppendUint64(append(b, byte(kindPulse)), last)
+}
+
+func parsePulse(b []byte) (last uint64, ok bool) {
+	r := reader{b: b[1:]}
+	last = r.uint64()
+	return last, !r.short && last < wire.Apart
 }
 
 func appendGone(b []byte, below uint64) []byte {

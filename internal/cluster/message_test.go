@@ -16,7 +16,7 @@ import (
 func someHello() *hello {
 	h := &hello{
 		State: Synced, Active: true, Encoding: uint8(session.Enc4113), Module: [4]uint8{4, 1, 13, 0},
-		Challenge: challenge{1, 2, 3, 4, 5, 6, 7, 8}, Parts: [Parts]uint32{1, 2, 3, 4}, Name: strings.Repeat("n", maxName),
+		Challenge: challenge{1, 2, 3, 4, 5, 6, 7, 8}, Last: 999, Parts: [Parts]uint32{1, 2, 3, 4}, Timeouts: session.DefaultTimeouts, Name: strings.Repeat("n", maxName),
 	}
 	h.Digest.Sessions = 20_000
 	for i := range h.Digest.Buckets {
@@ -40,6 +40,10 @@ var bodies = []struct {
 		var h hello
 		ok := h.parse(b)
 		return h.append(nil), ok
+	}},
+	{"pulse", appendPulse(nil, 12345), func(b []byte) ([]byte, bool) {
+		last, ok := parsePulse(b)
+		return appendPulse(nil, last), ok
 	}},
 	{"request", appendRequest(nil, someEpoch, []wire.Range{{First: 1, Last: 1}, {First: 1000, Last: 1063}}), func(b []byte) ([]byte, bool) {
 		to, ranges, ok := parseRequest(b)
@@ -107,7 +111,7 @@ func TestTheLargestHelloFitsAnyPath(t *testing.T) {
 
 func TestRangesThatMakeNoSenseAreRefused(t *testing.T) {
 	for name, ranges := range map[string][]wire.Range{
-		"beyond what goes to all": {{First: wire.Alone - 1, Last: wire.Alone}},
+		"beyond what goes to all": {{First: wire.Apart - 1, Last: wire.Apart}},
 		"past the end":            {{First: ^uint64(0), Last: ^uint64(0) - 1}},
 		"too many":                make([]wire.Range, maxRanges+1),
 	} {
@@ -147,6 +151,7 @@ func FuzzABodyThatIsReadIsWrittenTheSame(f *testing.F) {
 // The examples of PROTOCOL.md.
 func TestBodiesAreTheBytesOfTheProtocol(t *testing.T) {
 	for name, want := range map[string]string{
+		"pulse":   "02" + "0000000000003039",
 		"request": "04" + "ee0000000000000000000011" + "02" + "0000000000000001" + "0000" + "00000000000003e8" + "003f",
 		"repair":  "05" + "01" + "0000000000000007" + "0002",
 		"gone":    "06" + "0000000000003039",
@@ -171,10 +176,11 @@ func TestBodiesAreTheBytesOfTheProtocol(t *testing.T) {
 	h := someHello()
 	h.Name, h.Echoes = "j", h.Echoes[1:2]
 	b := h.append(nil)
-	if want := "01010503" + "04010d00" + "0102030405060708" + "00000001000000020000000300000004" + "00004e20"; hex.EncodeToString(b[:36]) != want {
-		t.Errorf("a hello begins\n%x, want\n%s", b[:36], want)
+	if want := "01010503" + "04010d00" + "0102030405060708" + "00000000000003e7" + "00000001000000020000000300000004" +
+		"006ddd00" + "0003a980" + "000493e0" + "0000ea60" + "00004e20"; hex.EncodeToString(b[:60]) != want {
+		t.Errorf("a hello begins\n%x, want\n%s", b[:60], want)
 	}
-	if want := "016a" + "01" + "0000000000000001"; hex.EncodeToString(b[36+4*session.DigestBuckets:]) != want {
-		t.Errorf("a hello ends\n%x, want\n%s", b[36+4*session.DigestBuckets:], want)
+	if want := "016a" + "01" + "0000000000000001"; hex.EncodeToString(b[60+4*session.DigestBuckets:]) != want {
+		t.Errorf("a hello ends\n%x, want\n%s", b[60+4*session.DigestBuckets:], want)
 	}
 }

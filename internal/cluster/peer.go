@@ -18,6 +18,7 @@ type peer struct {
 	gone      bool // it said goodbye
 	lived     bool // it took part when last looked at
 	window    wire.Window
+	said      uint64    // the number of what it last said, apart from what all must have
 	challenge challenge // what it wants to hear
 	hello     hello     // its last
 	helloAt   time.Time // when that was
@@ -90,7 +91,7 @@ func (n *Node) live(p *peer) bool {
 
 // meet takes in a hello of a run that has not proven itself. It is answered
 // soon, so that this may happen.
-func (n *Node) meet(p *peer, h *hello, number uint64) {
+func (n *Node) meet(p *peer, h *hello) {
 	if p.challenge != h.Challenge {
 		p.challenge = h.Challenge
 		n.hurry()
@@ -100,17 +101,13 @@ func (n *Node) meet(p *peer, h *hello, number uint64) {
 	}
 	p.fresh = true
 	n.hurry()
-	if !p.window.Begun() {
-		n.begin(p, number)
-	}
 }
 
-// begin decides what is missing of a run of which number is the first that
-// counts. A node that will be given a copy needs nothing from before; one that has
-// its copy needs all of it.
+// begin decides what is missing of a run of which number is the first that comes,
+// or the next to come. A node that will be given a copy needs nothing from before;
+// one that has its copy needs all of it.
 func (n *Node) begin(p *peer, number uint64) {
-	number = max(number, 1)
-	if n.quest == nil && n.state.wants || number == 1 {
+	if number = max(number, 1); n.quest == nil && n.state.wants || number == 1 {
 		p.window.Expect(number)
 		p.settle(wire.Range{First: 0, Last: number - 1})
 		return
@@ -126,12 +123,22 @@ func (n *Node) begin(p *peer, number uint64) {
 	p.hole(number-1, n.now)
 }
 
-// leap follows p's word for its numbers. What was lost on the way is too much to
-// be asked for.
-func (n *Node) leap(p *peer, number uint64) {
-	p.window.Advance(number - 1)
-	p.settle(wire.Range{First: 0, Last: number - 1})
-	n.want("it was cut off from a node")
+// sent takes p's word for it that all numbers up to last have been sent.
+func (n *Node) sent(p *peer, last uint64) {
+	if !p.window.Begun() {
+		n.begin(p, last+1)
+	}
+	top := p.window.Top()
+	if last <= top {
+		return
+	}
+	p.window.Advance(last)
+	if last-top > wire.WindowSize { // too much to be asked for
+		p.settle(wire.Range{First: 0, Last: last})
+		n.want("it was cut off from a node")
+		return
+	}
+	p.hole(last, n.now)
 }
 
 // settle says that nothing more is to be expected of these numbers. What comes
@@ -161,6 +168,7 @@ func (n *Node) heardHello(p *peer, h *hello, from netip.AddrPort) {
 	if was.Challenge == (challenge{}) {
 		n.supersede(p)
 	}
+	n.sent(p, h.Last)
 	n.compare(p)
 	n.compareParts(p)
 }

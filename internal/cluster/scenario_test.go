@@ -22,11 +22,12 @@ func (n *simNode) born(sessions int) {
 // until lets time pass until something is so, and tells how long that took.
 func (s *sim) until(most time.Duration, what string, is func() bool) time.Duration {
 	s.t.Helper()
-	for took := time.Duration(0); took <= most; took += 10 * time.Millisecond {
+	step := max(10*time.Millisecond, most/500)
+	for took := time.Duration(0); took <= most; took += step {
 		if is() {
 			return took
 		}
-		s.run(10 * time.Millisecond)
+		s.run(step)
 	}
 	for _, n := range s.nodes {
 		if n.up {

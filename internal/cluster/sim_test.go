@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"container/heap"
 	"encoding/binary"
 	"fmt"
@@ -66,6 +67,7 @@ type simNode struct {
 	timeouts [3]time.Duration
 	rate     float64 // of live traffic, per second; 0 if it does not translate
 	flushing bool
+	calm     time.Time // since when nothing has befallen it
 
 	byID    map[uint64]*record
 	byMask  map[uint32]*record
@@ -90,9 +92,13 @@ type record struct {
 	own     bool // this kernel had the last word
 	waits   bool
 	sent    time.Time
+	told    time.Time // when others were told that it dies
 	changed time.Time // its kind
 	ref     Ref
 }
+
+// timeouts are those of most nodes, by kind of session.
+var timeouts = [3]time.Duration{600 * time.Second, 30 * time.Second, 6 * time.Second}
 
 const (
 	entrySize = 40
@@ -149,7 +155,7 @@ func newSim(t testing.TB, seed uint64, nodes int, keyed bool) *sim {
 		n := &simNode{
 			sim: s, index: i, addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)}), 6400),
 			offset:   time.Duration(s.r.Int64N(int64(200*time.Hour))) - 100*time.Hour,
-			timeouts: [3]time.Duration{600 * time.Second, 30 * time.Second, 6 * time.Second},
+			timeouts: timeouts,
 		}
 		n.wipe()
 		s.nodes = append(s.nodes, n)
@@ -196,6 +202,7 @@ func (n *simNode) wipe() {
 func (n *simNode) start(kept bool) {
 	n.trace("%v %v starts, kept %v", n.elapsed(), n, kept)
 	n.up, n.stopped, n.socket, n.senders = true, false, nil, nil
+	n.calm = n.now
 	n.runs++
 	n.room, n.tickAt = 1<<17, time.Time{}
 	n.signer = wire.NewSigner("sim", n.keys, n.r.IntN(2) == 0, n.random)
@@ -206,6 +213,9 @@ func (n *simNode) start(kept bool) {
 	n.pending = nil
 	n.node = New(Config{
 		Name: fmt.Sprint(n), Epoch: n.signer.Epoch(), Keyed: n.keys.Signing(), Kept: kept, Encoding: session.Enc4113,
+		Timeouts: session.Timeouts{
+			TCPEst: uint32(n.timeouts[0].Milliseconds()), TCPTrans: uint32(n.timeouts[1].Milliseconds()),
+		},
 		Payload: 1448 - wire.Overhead, Entry: entrySize, Random: n.random,
 	}, n, n.clock())
 	n.missed()
@@ -238,7 +248,7 @@ func (n *simNode) freeze(d time.Duration) {
 			return
 		}
 		n.trace("%v %v thaws", n.elapsed(), n)
-		n.stopped = false
+		n.stopped, n.calm = false, n.now
 		socket, senders := n.socket, n.senders
 		n.socket, n.senders = nil, nil
 		for i, b := range socket {
@@ -289,8 +299,8 @@ func (n *simNode) Send(d Datagram) uint64 {
 		n.t.Fatalf("%v sends a datagram of %d bytes of entries and %d of body", n, len(b), len(d.Body))
 	}
 	control := len(b) == 0
-	if d.To.IsValid() {
-		b = n.signer.StampAlone(b, d.Flags, d.Body)
+	if d.To.IsValid() || len(d.Sessions) == 0 {
+		b = n.signer.StampApart(b, d.Flags, d.Body)
 	} else {
 		b = n.signer.Stamp(b, d.Flags, d.Body)
 	}
@@ -373,7 +383,8 @@ func (n *simNode) receive(from *simNode, b []byte) {
 		}
 		left := time.Duration(binary.BigEndian.Uint32(e[16:])) * time.Millisecond
 		r.dies = n.now.Add(min(left, n.timeouts[r.kind]))
-		r.updated = r.dies.Add(-n.timeouts[r.kind])
+		full := []uint32{rec.Timeouts.TCPEst, rec.Timeouts.TCPTrans, session.SYN4Timeout}[r.kind]
+		r.updated = n.now.Add(left - time.Duration(full)*time.Millisecond)
 		if n.accept(&r, dg.Flags&wire.SecondHand != 0) {
 			news++
 		}
@@ -421,8 +432,8 @@ func (n *simNode) accept(r *record, second bool) (news bool) {
 }
 
 // slack is how much longer a session may live than it would: each way that it is
-// sent adds what the network delays it.
-func (s *sim) slack() time.Duration { return 10*(s.delay+s.vary) + 500*time.Millisecond }
+// sent adds what the network delays it, and a stop that is too short to be noticed.
+func (s *sim) slack() time.Duration { return 10*(s.delay+s.vary) + stopped }
 
 func (n *simNode) insert(r *record) {
 	if len(n.free) > 0 {
@@ -478,7 +489,7 @@ func (n *simNode) Sweep() {
 func (n *simNode) translate(rate float64) {
 	n.trace("%v %v translates %v/s", n.elapsed(), n, rate)
 	was := n.rate
-	n.rate = rate
+	n.rate, n.calm = rate, n.now
 	if was == 0 && rate > 0 {
 		n.packet()
 	}
@@ -511,7 +522,8 @@ func (n *simNode) packet() {
 		n.insert(r)
 	}
 	n.digest.Remove(r.hash())
-	news := r.updated.IsZero()
+	news := r.updated.IsZero() || !r.own
+	late := n.now.Sub(r.updated) > timeouts[r.kind]*3/4
 	if n.r.IntN(8) == 0 { // it opens or closes
 		r.kind, news = uint8(n.r.IntN(3)), true
 	}
@@ -519,11 +531,11 @@ func (n *simNode) packet() {
 	t := n.truth[r.id]
 	r.version = uint32(len(t.deaths))
 	r.dies, r.updated, r.own = n.now.Add(n.timeouts[r.kind]), n.now, true
-	if news {
+	if news || late { // others may have had it end
 		r.changed = n.now
 	}
 	t.deaths = append(t.deaths, r.dies)
-	if n.works() && (news || n.now.Sub(r.sent) >= n.timeouts[r.kind]/20) {
+	if n.works() && (news || r.dies.Sub(r.told) >= n.timeouts[r.kind]/20) {
 		n.enqueue(r)
 	}
 }
@@ -552,7 +564,7 @@ func (n *simNode) flush() {
 		n.pending = n.pending[len(some):]
 		for _, ref := range some {
 			if r := n.slots[ref]; r != nil {
-				r.waits, r.sent = false, n.now
+				r.waits, r.sent, r.told = false, n.now, r.dies
 			}
 		}
 		n.node.Numbered(n.Send(Datagram{Sessions: some}), some, n.clock())
@@ -600,6 +612,43 @@ func (n *simNode) check() {
 	if len(c.order) > maxPeers || len(c.peers) != len(c.order) || len(c.gifts) > maxGifts || len(c.ring.debts) > ringSpan {
 		n.t.Fatalf("%v has %d peers, gives %d copies, owes %d datagrams", n, len(c.order), len(c.gifts), len(c.ring.debts))
 	}
+}
+
+// know checks that what a kernel has told of its sessions is known to all nodes that
+// call themselves synced, after some time for what was lost.
+func (s *sim) know() {
+	calm := func(n *simNode) bool { return n.works() && n.now.Sub(n.calm) > 20*time.Second }
+	for _, n := range s.nodes {
+		if n.rate == 0 || !calm(n) {
+			continue
+		}
+		for _, o := range s.nodes {
+			if o == n || !calm(o) || o.node.state.is != Synced || o.now.Sub(o.node.state.since.Add(-o.offset)) < 5*time.Second {
+				continue
+			}
+			if lacking, r := n.lacks(o, s.bound()); lacking > 0 {
+				s.t.Fatalf("%v: %v calls itself synced and lacks %d sessions of %v, as %v; it has %v", s.elapsed(), o, lacking, n,
+					s.describe(r), s.describe(cmp.Or(o.byID[r.id], o.byMask[maskOf(r.id)])))
+			}
+		}
+	}
+	s.after(time.Duration(len(s.nodes))*time.Second, s.know)
+}
+
+func (s *sim) describe(r *record) string {
+	if r == nil {
+		return "nothing"
+	}
+	return fmt.Sprintf("%x version %d kind %d, changed %v ago, updated %v, sent %v, from %d order %d own %v", r.id, r.version, r.kind,
+		s.now.Sub(r.changed), s.now.Sub(r.updated), s.now.Sub(r.sent), r.from, r.order, r.own)
+}
+
+// bound is for how long a node that is synced may not know of a session.
+func (s *sim) bound() time.Duration {
+	if s.loss > 0.1 {
+		return 8 * time.Second
+	}
+	return 4 * time.Second
 }
 
 // lacks tells how many sessions of n's kernel, that have been so for so long and will

@@ -23,7 +23,7 @@ type Signer struct {
 	sign    cipher.AEAD // one of these two, for key and epoch; the other is nil
 	seal    cipher.AEAD
 	number  uint64         // the last that was handed out
-	alone   uint64         // the last of those for one node
+	apart   uint64         // the last of those from Apart on
 	head    [headSize]byte // the last trailer's, without its tag
 }
 
@@ -84,7 +84,7 @@ func (s *Signer) rekey(keys Keys, sealing bool) {
 
 func (s *Signer) renew() {
 	s.random(s.head[atEpoch : atEpoch+len(Epoch{})])
-	s.number, s.alone = 0, 0
+	s.number, s.apart = 0, 0
 	s.derive()
 }
 
@@ -109,10 +109,10 @@ func (s *Signer) Stamp(entries []byte, flags Flags, body []byte) []byte {
 	return s.stamp(&s.number, 0, entries, flags, body)
 }
 
-// StampAlone is Stamp for a datagram that goes to one node instead of to all. Its
-// number is one of those from Alone on, so that the others miss nothing.
-func (s *Signer) StampAlone(entries []byte, flags Flags, body []byte) []byte {
-	return s.stamp(&s.alone, Alone, entries, flags, body)
+// StampApart is Stamp for a datagram that not all need to have. Its number is one of
+// those from Apart on, so that nobody misses it.
+func (s *Signer) StampApart(entries []byte, flags Flags, body []byte) []byte {
+	return s.stamp(&s.apart, Apart, entries, flags, body)
 }
 
 func (s *Signer) stamp(count *uint64, base uint64, entries []byte, flags Flags, body []byte) []byte {
@@ -121,7 +121,7 @@ func (s *Signer) stamp(count *uint64, base uint64, entries []byte, flags Flags, 
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if *count++; *count == Alone { // after a quarter of a million years of a million a second
+	if *count++; *count == Apart { // after a quarter of a million years of a million a second
 		s.renew()
 		*count = 1
 	}

@@ -62,28 +62,28 @@ func TestStartsHaveEpochsOfTheirOwn(t *testing.T) {
 func TestAfterTheHighestNumberComesAnotherEpoch(t *testing.T) {
 	k := keys(t, 1)
 	s := NewSigner(cluster, k, false, nil)
-	s.number = Alone - 2
+	s.number = Apart - 2
 	epoch := s.Epoch()
 	last, _ := Parse(s.Stamp(nil, 0, nil))
 	next, verdict := NewOpener(cluster, k).Open(s.Stamp(nil, 0, nil), now)
-	if last.Epoch != epoch || last.Number != Alone-1 || next.Epoch == epoch || next.Number != 1 || verdict != Proven {
+	if last.Epoch != epoch || last.Number != Apart-1 || next.Epoch == epoch || next.Number != 1 || verdict != Proven {
 		t.Errorf("%+v, then %+v (%s)", last.Stamp, next.Stamp, verdict)
 	}
 }
 
 // A machine cloned while its daemon runs is two senders with one epoch and one
 // number.
-func TestWhatGoesToOneNodeIsCountedApart(t *testing.T) {
+func TestWhatNotAllNeedToHaveIsCountedApart(t *testing.T) {
 	s := NewSigner(cluster, Keys{}, false, nil)
 	var got []uint64
-	for _, stamp := range []func([]byte, Flags, []byte) []byte{s.Stamp, s.StampAlone, s.StampAlone, s.Stamp} {
+	for _, stamp := range []func([]byte, Flags, []byte) []byte{s.Stamp, s.StampApart, s.StampApart, s.Stamp} {
 		dg, kind := Parse(stamp(nil, 0, nil))
 		if kind != Stamped {
 			t.Fatalf("a datagram is %v", kind)
 		}
 		got = append(got, dg.Number)
 	}
-	if want := []uint64{1, Alone | 1, Alone | 2, 2}; !slices.Equal(got, want) || s.Last() != 2 {
+	if want := []uint64{1, Apart | 1, Apart | 2, 2}; !slices.Equal(got, want) || s.Last() != 2 {
 		t.Errorf("numbers are %x, the last %d, want %x and 2", got, s.Last(), want)
 	}
 }

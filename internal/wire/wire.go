@@ -62,9 +62,10 @@ const (
 	known  = chosen | hasBody | sealed
 )
 
-// Alone is the first of the numbers of what a node sends to one other alone. They
-// are counted apart: a Window is for those below.
-const Alone = 1 << 63
+// Apart is where the numbers begin of what not all need to have: what nodes say of
+// themselves, and what goes to one other alone. It is counted apart, and a Window
+// is for the numbers below.
+const Apart = 1 << 63
 
 // Epoch names one run of a sender. It is random, and drawn anew at every start.
 type Epoch [12]byte
