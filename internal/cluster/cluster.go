@@ -26,9 +26,8 @@ type Ref uint32
 // Host is what a Node needs of the daemon around it. A Node calls it from within
 // its own methods, so under whatever lock those are called.
 type Host interface {
-	// Send stamps and sends a datagram: apart if it has no sessions or goes to one
-	// node. It returns the number, which is used up whether or not that worked.
-	Send(d Datagram) (number uint64)
+	// Send stamps a datagram, as one that not all need to have, and sends it.
+	Send(d Datagram)
 
 	// FirstHand tells whether the last word on a session came from this node's own
 	// kernel.
@@ -189,10 +188,9 @@ func New(c Config, h Host, now time.Time) *Node {
 	n.state.since, n.state.lived = now, now
 	n.Configure(c)
 	n.renewChallenge()
-	if c.Kept {
+	n.want("it has just started")
+	if c.Kept { // it lacks no more than what was said meanwhile
 		n.become(Synced, "the kernel's table was kept while the daemon was away")
-	} else {
-		n.want("it has just started")
 	}
 	return n
 }
@@ -253,7 +251,7 @@ func (v Verdict) String() string {
 type Reception struct {
 	Verdict Verdict
 	From    uint32 // tells this run of the sender from every other
-	Order   uint64 // of two entries of one sender on a session, that with the lower one is older
+	Order   uint64 // of a sender's entries on a session, only those count that are higher than what was
 	Copied  bool   // tell Learned how much was news
 
 	// Timeouts are the sender's, by its last hello: what a session's expiration is
@@ -302,9 +300,6 @@ func (n *Node) Receive(dg *wire.Datagram, from netip.AddrPort, now time.Time) Re
 			p.hole(dg.Number, now)
 		}
 	}
-	if kindOf(dg.Body) == kindRepair {
-		n.heard(p, kindRepair, dg.Body)
-	}
 	return Reception{Verdict: Taken, From: p.number, Order: dg.Number, Timeouts: p.hello.Timeouts}
 }
 
@@ -325,21 +320,58 @@ func (n *Node) receiveApart(p *peer, dg *wire.Datagram, from netip.AddrPort) Rec
 		n.counts.Unfresh++
 		return Reception{Verdict: Unfresh}
 	}
-	if k == kindCopy {
-		return n.receivePart(p, dg)
+	if !p.apart.Begun() {
+		p.floor, p.floorNext = dg.Number, dg.Number
 	}
-	if n.cfg.Keyed { // what was recorded, or overtaken, is said again if it is of importance
-		if dg.Number <= p.said {
-			return Reception{Verdict: Duplicate}
+	if dg.Number < p.floor {
+		p.counts.TooOld++
+		return Reception{Verdict: TooOld}
+	}
+	overtaken := p.apart.Begun() && dg.Number < p.apart.Top()
+	switch p.apart.Note(dg.Number) {
+	case wire.Duplicate:
+		p.counts.Duplicate++
+		return Reception{Verdict: Duplicate}
+	case wire.TooOld:
+		p.counts.TooOld++
+		return Reception{Verdict: TooOld}
+	case wire.Jump:
+		if n.cfg.Keyed { // it is not forged
+			p.apart.Advance(dg.Number - 1)
+			p.apart.Note(dg.Number)
 		}
-		p.said = dg.Number
 	}
-	if h != nil {
-		n.heardHello(p, h, from)
-	} else {
+	switch {
+	case k == kindCopy:
+		return n.receivePart(p, dg)
+	case k == kindRepair:
+		return n.receiveRepair(p, dg)
+	case h == nil:
 		n.heard(p, k, dg.Body)
+	case !overtaken:
+		p.floor, p.floorNext = p.floorNext, dg.Number
+		n.heardHello(p, h, from)
 	}
 	return Reception{Verdict: Taken}
+}
+
+// receiveRepair takes in what makes up for datagrams that were lost.
+func (n *Node) receiveRepair(p *peer, dg *wire.Datagram) Reception {
+	r, ok := parseRepair(dg.Body)
+	if !ok {
+		n.counts.Unread++
+		return Reception{Verdict: Taken}
+	}
+	whole := true
+	for i := range uint64(r.with) {
+		whole = whole && p.apart.Has(dg.Number-1-i)
+	}
+	if whole {
+		for _, g := range r.ranges {
+			p.settle(g)
+		}
+	}
+	return Reception{Verdict: Taken, From: p.number, Order: r.asOf, Timeouts: p.hello.Timeouts}
 }
 
 // heard takes in what p says, unless that is a hello.
@@ -359,13 +391,6 @@ func (n *Node) heard(p *peer, k kind, b []byte) {
 		var ranges []wire.Range
 		if to, ranges, ok = parseRequest(b); ok {
 			n.heardRequest(to, ranges)
-		}
-	case kindRepair:
-		var ranges []wire.Range
-		if ranges, ok = parseRepair(b); ok {
-			for _, g := range ranges {
-				p.settle(g)
-			}
 		}
 	case kindGone:
 		var below uint64

@@ -324,14 +324,8 @@ func (n *Node) seek() {
 	case !n.state.wants:
 		n.investigate()
 	case n.now.Sub(n.state.wantAt) >= gather:
-		p := n.giver()
-		if p == nil {
-			return
-		}
-		q := n.ask(p, p.hello.Digest.Differs(n.host.Digest()))
-		if q.all = true; q.chosen.Len() == 0 {
-			n.quest = nil
-			n.finish(q)
+		if p := n.giver(); p != nil { // also of buckets that are equal: a digest knows no ages
+			n.ask(p, session.AllBuckets).all = true
 		}
 	}
 }

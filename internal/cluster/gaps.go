@@ -117,13 +117,16 @@ func (n *Node) answer() {
 	}
 	for n.ring.owed() && n.budget.repair.take(0, n.now) {
 		refs, ranges := n.refs[:0], n.gaps[:0]
-		for n.ring.owed() && len(refs) < answerSessions && len(ranges) < maxRanges/2 {
-			number, lost, known := n.ring.pay(n.now)
+		for n.ring.owed() && len(ranges) < maxRanges/2 {
+			if len(ranges) > 0 && len(refs)+n.ring.owes() > n.entries(repairSize+(len(ranges)+1)*rangeSize) {
+				break
+			}
+			number, lost, known := n.ring.pay(refs, n.now)
 			if !known {
 				n.unknown(number)
 				continue
 			}
-			refs = append(refs, lost...)
+			refs = lost
 			if last := len(ranges) - 1; last >= 0 && ranges[last].Last == number-1 {
 				ranges[last].Last = number
 			} else {
@@ -131,28 +134,37 @@ func (n *Node) answer() {
 			}
 			n.counts.Repaired++
 		}
-		slices.Sort(refs)
-		n.refs = slices.Compact(refs)
-		own := partition(n.refs, n.host.FirstHand)
-		n.resend(n.refs[own:], wire.Resend|wire.SecondHand, nil)
-		n.resend(n.refs[:own], wire.Resend, ranges)
+		if len(ranges) > 0 {
+			n.resend(refs, ranges)
+		}
 	}
 }
 
-// resend sends sessions to all, and after them the numbers that they settle.
-func (n *Node) resend(refs []Ref, flags wire.Flags, settled []wire.Range) {
-	n.body = n.body[:0]
-	for len(refs) > 0 || len(settled) > 0 {
-		some := refs[:min(len(refs), n.entries(0))]
-		if len(refs) <= n.entries(2+len(settled)*rangeSize) && len(settled) > 0 {
-			n.body, settled = appendRepair(n.body, settled), nil
-		}
-		n.budget.repair.spend(datagramSize(len(n.body)+len(some)*n.cfg.Entry), n.now)
-		if number := n.host.Send(Datagram{Sessions: some, Flags: flags, Body: n.body}); len(some) > 0 {
-			n.Numbered(number, some, n.now)
-		}
-		refs = refs[len(some):]
+// resend sends sessions to all, of any kernel, and with the last of them the
+// numbers that they make up for. Nobody misses any of it: who needs it asks again.
+func (n *Node) resend(refs []Ref, settled []wire.Range) {
+	slices.Sort(refs)
+	n.refs = slices.Compact(refs)
+	r := repair{asOf: n.ring.last, ranges: settled}
+	own := partition(n.refs, n.host.FirstHand)
+	for others := n.refs[own:]; len(others) > 0; r.with++ {
+		some := others[:min(len(others), n.entries(repairSize))]
+		n.resendSome(some, wire.Resend|wire.SecondHand, &repair{asOf: r.asOf})
+		others = others[len(some):]
 	}
+	rest := n.refs[:own]
+	for ; len(rest) > n.entries(repairSize+len(settled)*rangeSize); r.with++ {
+		some := rest[:n.entries(repairSize)]
+		n.resendSome(some, wire.Resend, &repair{asOf: r.asOf})
+		rest = rest[len(some):]
+	}
+	n.resendSome(rest, wire.Resend, &r)
+}
+
+func (n *Node) resendSome(refs []Ref, flags wire.Flags, r *repair) {
+	n.body = r.append(n.body[:0])
+	n.budget.repair.spend(datagramSize(len(n.body)+len(refs)*n.cfg.Entry), n.now)
+	n.host.Send(Datagram{Sessions: refs, Flags: flags, Body: n.body})
 }
 
 // unknown answers all who ask for what this node no longer knows: they need not
@@ -188,9 +200,6 @@ const (
 	// may have been.
 	ringSpan = 1 << 13
 	ringRefs = 1 << 18
-
-	// answerSessions is about how many sessions are sent again at a time.
-	answerSessions = 128
 )
 
 // ring remembers which sessions were in a node's last datagrams.
@@ -241,20 +250,24 @@ func (r *ring) owe(number uint64, now time.Time) {
 	r.debts = append(r.debts, number)
 }
 
-// pay is the debt that is the oldest, with what the number held. known is false if
-// that is no longer so.
-func (r *ring) pay(now time.Time) (number uint64, refs []Ref, known bool) {
+// owes is how many sessions the oldest debt may be.
+func (r *ring) owes() int { return int(r.slots[r.debts[0]%ringSpan].n) }
+
+// pay is the debt that is the oldest, and appends to refs what the number held.
+// known is false if that is no longer so.
+func (r *ring) pay(refs []Ref, now time.Time) (number uint64, _ []Ref, known bool) {
 	number = r.debts[0]
 	r.debts = r.debts[1:]
 	s := &r.slots[number%ringSpan]
 	if s.number != number || r.written-s.at > ringRefs {
-		return number, nil, false
+		return number, refs, false
 	}
 	s.owed, s.answered = false, now
+	begin := len(refs)
 	for i := range uint64(s.n) {
 		ref := r.refs[(s.at+i)%ringRefs]
 		if ref == 0 {
-			return number, nil, false
+			return number, refs[:begin], false
 		}
 		refs = append(refs, ref)
 	}

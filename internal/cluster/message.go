@@ -17,7 +17,7 @@ const (
 	kindPulse   // the last number
 	kindBye     // the sender stops
 	kindRequest // send those numbers again
-	kindRepair  // what those numbers held has been sent again
+	kindRepair  // here is what those numbers held
 	kindGone    // what the numbers below held will not be sent again one by one
 	kindFetch   // give me a copy
 	kindDecline // no copy from here
@@ -121,8 +121,7 @@ func (h *hello) parse(b []byte) bool {
 	return !r.short
 }
 
-// A request says whose numbers it is about; a repair is
-// about the sender's own.
+// A request says whose numbers it is about.
 func appendRequest(b []byte, to wire.Epoch, ranges []wire.Range) []byte {
 	b = append(b, byte(kindRequest))
 	b = append(b, to[:]...)
@@ -136,14 +135,25 @@ func parseRequest(b []byte) (to wire.Epoch, ranges []wire.Range, ok bool) {
 	return to, ranges, !r.short
 }
 
-func appendRepair(b []byte, ranges []wire.Range) []byte {
-	return appendRanges(append(b, byte(kindRepair)), ranges)
+// repair is for what was lost: the sessions of the datagram that it is in make up
+// for it, or if with is not 0, together with those of so many before.
+type repair struct {
+	asOf   uint64 // the last number by then
+	with   uint8
+	ranges []wire.Range
 }
 
-func parseRepair(b []byte) (ranges []wire.Range, ok bool) {
+const repairSize = 1 + 8 + 1 + 1 // without ranges
+
+func (r *repair) append(b []byte) []byte {
+	b = binary.BigEndian.AppendUint64(append(b, byte(kindRepair)), r.asOf)
+	return appendRanges(append(b, r.with), r.ranges)
+}
+
+func parseRepair(b []byte) (p repair, ok bool) {
 	r := reader{b: b[1:]}
-	ranges = r.ranges()
-	return ranges, !r.short
+	p.asOf, p.with, p.ranges = r.uint64(), r.byte(), r.ranges()
+	return p, !r.short && p.asOf < wire.Apart
 }
 
 // rangeSize is what a range takes: its first number, and how many follow.

@@ -49,9 +49,9 @@ var bodies = []struct {
 		to, ranges, ok := parseRequest(b)
 		return appendRequest(nil, to, ranges), ok
 	}},
-	{"repair", appendRepair(nil, []wire.Range{{First: 7, Last: 9}}), func(b []byte) ([]byte, bool) {
-		ranges, ok := parseRepair(b)
-		return appendRepair(nil, ranges), ok
+	{"repair", (&repair{12345, 1, []wire.Range{{First: 7, Last: 9}}}).append(nil), func(b []byte) ([]byte, bool) {
+		r, ok := parseRepair(b)
+		return r.append(nil), ok
 	}},
 	{"gone", appendGone(nil, 12345), func(b []byte) ([]byte, bool) {
 		below, ok := parseGone(b)
@@ -115,7 +115,7 @@ func TestRangesThatMakeNoSenseAreRefused(t *testing.T) {
 		"past the end":            {{First: ^uint64(0), Last: ^uint64(0) - 1}},
 		"too many":                make([]wire.Range, maxRanges+1),
 	} {
-		if _, ok := parseRepair(appendRepair(nil, ranges)); ok {
+		if _, ok := parseRepair((&repair{ranges: ranges}).append(nil)); ok {
 			t.Errorf("%s: taken", name)
 		}
 	}
@@ -153,7 +153,7 @@ func TestBodiesAreTheBytesOfTheProtocol(t *testing.T) {
 	for name, want := range map[string]string{
 		"pulse":   "02" + "0000000000003039",
 		"request": "04" + "ee0000000000000000000011" + "02" + "0000000000000001" + "0000" + "00000000000003e8" + "003f",
-		"repair":  "05" + "01" + "0000000000000007" + "0002",
+		"repair":  "05" + "0000000000003039" + "01" + "01" + "0000000000000007" + "0002",
 		"gone":    "06" + "0000000000003039",
 		"fetch":   "07" + "ee0000000000000000000011" + "00000063" + strings.Repeat("ff", 16),
 		"decline": "08" + "ee0000000000000000000011" + "00000063",

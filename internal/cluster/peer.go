@@ -18,6 +18,9 @@ type peer struct {
 	gone      bool // it said goodbye
 	lived     bool // it took part when last looked at
 	window    wire.Window
+	apart     wire.Window // for the numbers of what not all need to have
+	floor     uint64      // of these: what is older comes too late
+	floorNext uint64      // at the next hello
 	said      uint64    // the number of what it last said, apart from what all must have
 	challenge challenge // what it wants to hear
 	hello     hello     // its last

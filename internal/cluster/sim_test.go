@@ -285,7 +285,9 @@ func (n *simNode) schedule() {
 }
 
 // Send is for the node.
-func (n *simNode) Send(d Datagram) uint64 {
+func (n *simNode) Send(d Datagram) { n.send(d, true) }
+
+func (n *simNode) send(d Datagram, apart bool) (number uint64) {
 	var b []byte
 	for _, ref := range d.Sessions {
 		if ref == 0 || int(ref) >= len(n.slots) || n.slots[ref] == nil {
@@ -298,8 +300,8 @@ func (n *simNode) Send(d Datagram) uint64 {
 	if len(b)+len(d.Body)+2 > 1448-wire.Overhead && len(d.Body) > 0 || len(b) > 1448-wire.Overhead {
 		n.t.Fatalf("%v sends a datagram of %d bytes of entries and %d of body", n, len(b), len(d.Body))
 	}
-	control := len(b) == 0
-	if d.To.IsValid() || len(d.Sessions) == 0 {
+	control := apart && kindOf(d.Body) != kindCopy && kindOf(d.Body) != kindRepair
+	if apart {
 		b = n.signer.StampApart(b, d.Flags, d.Body)
 	} else {
 		b = n.signer.Stamp(b, d.Flags, d.Body)
@@ -384,6 +386,9 @@ func (n *simNode) receive(from *simNode, b []byte) {
 		left := time.Duration(binary.BigEndian.Uint32(e[16:])) * time.Millisecond
 		r.dies = n.now.Add(min(left, n.timeouts[r.kind]))
 		full := []uint32{rec.Timeouts.TCPEst, rec.Timeouts.TCPTrans, session.SYN4Timeout}[r.kind]
+		if rec.Timeouts == (session.Timeouts{}) {
+			full = uint32(n.timeouts[r.kind].Milliseconds())
+		}
 		r.updated = n.now.Add(left - time.Duration(full)*time.Millisecond)
 		if n.accept(&r, dg.Flags&wire.SecondHand != 0) {
 			news++
@@ -403,7 +408,7 @@ func (n *simNode) accept(r *record, second bool) (news bool) {
 		switch {
 		case second,
 			was.own && n.now.Sub(was.updated) < ownFor,
-			was.from == r.from && !was.own && r.order < was.order,
+			was.from == r.from && !was.own && r.order <= was.order,
 			(was.own || was.from != r.from) && !r.updated.After(was.updated):
 			return false
 		}
@@ -567,7 +572,7 @@ func (n *simNode) flush() {
 				r.waits, r.sent, r.told = false, n.now, r.dies
 			}
 		}
-		n.node.Numbered(n.Send(Datagram{Sessions: some}), some, n.clock())
+		n.node.Numbered(n.send(Datagram{Sessions: some}, false), some, n.clock())
 	}
 	n.schedule()
 	if len(n.pending) > 0 {

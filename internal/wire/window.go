@@ -122,6 +122,12 @@ func (w *Window) mark(number uint64) bool {
 	return true
 }
 
+// Has tells whether number has come, as far as that is still known.
+func (w *Window) Has(number uint64) bool {
+	return w.begun && number <= w.top && number/wordBits+windowWords > w.top/wordBits &&
+		w.seen[number/wordBits%windowWords]>>(number%wordBits)&1 == 1
+}
+
 // Missing is how many numbers have been sent since the window began and have not
 // come, or came too late. It falls when they do come.
 func (w *Window) Missing() uint64 {

@@ -111,6 +111,9 @@ func TestAWindowTellsWhatASetOfAllNumbersWould(t *testing.T) {
 			if w.Missing() != missing || w.Top() != m.top {
 				t.Fatalf("seed %d, step %d: %d missing under %d, want %d under %d", seed, step, w.Missing(), w.Top(), missing, m.top)
 			}
+			if near := m.top - r.Uint64N(min(m.top, 2*WindowSize)+1); w.Has(near) != (m.seen[near] && near >= m.bottom()) {
+				t.Fatalf("whether %d has come is %v", near, w.Has(near))
+			}
 			if got := w.AppendGaps(make([]Range, 0, WindowSize), math.MaxUint64); !slices.Equal(got, gaps) {
 				t.Fatalf("seed %d, step %d: gaps %v, want %v", seed, step, got, gaps)
 			}
