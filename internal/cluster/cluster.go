@@ -99,7 +99,7 @@ const (
 	firstPulse = 100 * time.Millisecond
 
 	// stopped is how long nobody calls a Node whose process runs.
-	stopped = 3 * time.Second
+	stopped = 2 * time.Second
 
 	// deafFor is how long after a stop what comes may have waited in the socket.
 	deafFor = time.Second
@@ -366,9 +366,11 @@ func (n *Node) receiveRepair(p *peer, dg *wire.Datagram) Reception {
 	for i := range uint64(r.with) {
 		whole = whole && p.apart.Has(dg.Number-1-i)
 	}
-	if whole {
-		for _, g := range r.ranges {
+	next := uint64(0) // ranges rise, and no number is looked at twice
+	for _, g := range r.ranges {
+		if g.First = max(g.First, next); whole && g.First <= g.Last {
 			p.settle(g)
+			next = g.Last + 1
 		}
 	}
 	return Reception{Verdict: Taken, From: p.number, Order: r.asOf, Timeouts: p.hello.Timeouts}
@@ -441,7 +443,7 @@ func (n *Node) Next() time.Time {
 		return at
 	}
 	if n.ring.owed() || n.quest != nil || len(n.gifts) > 0 || n.state.wants && slices.ContainsFunc(n.order, n.live) ||
-		slices.ContainsFunc(n.order, (*peer).chased) {
+		slices.ContainsFunc(n.order, n.chases) {
 		return soon
 	}
 	return at

@@ -18,7 +18,9 @@ const (
 	// maxGifts is how many copies a node gives at a time.
 	maxGifts = 4
 
-	scansAtOnce = 4
+	// scansAtOnce bounds how much of the table is looked at between two looks at
+	// anything else.
+	scansAtOnce = 32
 
 	// An ack follows so many datagrams, or the first after so long.
 	ackEach  = 16
@@ -27,7 +29,7 @@ const (
 	// What was not acked for so long, or while later ones were, is sent again.
 	lostAfter    = 60 * time.Millisecond
 	silentAfter  = 300 * time.Millisecond
-	brokenAfter  = 5 * time.Second // on the taker's side
+	brokenAfter  = 3 * time.Second // on the taker's side
 	forsakeAfter = 10 * time.Second
 
 	maxTries = 5 // at getting a copy begun
@@ -127,14 +129,11 @@ func (n *Node) giveMore(g *gift) {
 			n.sendPart(g, index)
 		}
 	}
-	size := n.entries(partSize)
-	for range scansAtOnce {
-		if len(g.waiting[0]) >= size || len(g.waiting[1]) >= size || g.scanned {
-			break
-		}
-		n.scan(g)
-	}
+	size, scans := n.entries(partSize), 0
 	for !g.ended && g.next-g.through < min(copyWindow, g.room) && n.budget.copy.take(0, n.now) {
+		for ; max(len(g.waiting[0]), len(g.waiting[1])) < size && !g.scanned && scans < scansAtOnce; scans++ {
+			n.scan(g)
+		}
 		hand := 0
 		if len(g.waiting[1]) > len(g.waiting[0]) {
 			hand = 1

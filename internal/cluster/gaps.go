@@ -36,8 +36,10 @@ type gapState struct {
 	asks   int // without an answer
 }
 
-// chased tells whether something of it may be missing.
-func (g *gapState) chased() bool { return g.holes }
+// chases tells whether p may be asked for something that is missing.
+func (n *Node) chases(p *peer) bool {
+	return p.holes && n.trusts(p) && n.now.Sub(p.heardAt) <= liveFor
+}
 
 // hole says that some number below top is missing.
 func (g *gapState) hole(top uint64, now time.Time) {
@@ -48,7 +50,7 @@ func (g *gapState) hole(top uint64, now time.Time) {
 
 // chase asks p for what was lost.
 func (n *Node) chase(p *peer) {
-	if !p.holes {
+	if !n.chases(p) {
 		return
 	}
 	if n.now.Sub(p.markAt) >= reorder {
@@ -60,7 +62,7 @@ func (n *Node) chase(p *peer) {
 		}
 		p.mark, p.markAt = p.window.Top(), n.now
 	}
-	if n.now.Before(p.askAt) || !n.trusts(p) {
+	if n.now.Before(p.askAt) {
 		return
 	}
 	gaps := p.window.AppendGaps(n.gaps[:0], p.ripe)
@@ -68,7 +70,7 @@ func (n *Node) chase(p *peer) {
 		p.holes = len(p.window.AppendGaps(n.gaps[:0:1], p.window.Top())) > 0
 		return
 	}
-	if n.now.Sub(p.heardAt) > liveFor || !n.control(datagramSize(14+len(gaps)*rangeSize)) {
+	if !n.control(datagramSize(14+len(gaps)*rangeSize)) {
 		return
 	}
 	n.say(appendRequest(n.body[:0], p.epoch, gaps))
@@ -92,13 +94,13 @@ func (n *Node) heardRequest(to wire.Epoch, ranges []wire.Range) {
 	if to != n.cfg.Epoch {
 		return
 	}
+	next := n.ring.oldest() // ranges rise, and no number is looked at twice
 	for _, g := range ranges {
-		if oldest := n.ring.oldest(); g.First < oldest {
-			n.unknown(min(g.Last, oldest-1))
-			g.First = oldest
+		if g.First < n.ring.oldest() {
+			n.unknown(min(g.Last, n.ring.oldest()-1))
 		}
-		for number := g.First; number <= min(g.Last, n.ring.last); number++ {
-			n.ring.owe(number, n.now)
+		for next = max(next, g.First); next <= min(g.Last, n.ring.last); next++ {
+			n.ring.owe(next, n.now)
 		}
 	}
 }

@@ -15,16 +15,17 @@ type peer struct {
 	number    uint32 // tells it from every peer there was
 	addr      netip.AddrPort
 	fresh     bool // it has repeated this node's challenge
+	known     bool // by a hello since
 	gone      bool // it said goodbye
 	lived     bool // it took part when last looked at
 	window    wire.Window
 	apart     wire.Window // for the numbers of what not all need to have
 	floor     uint64      // of these: what is older comes too late
 	floorNext uint64      // at the next hello
-	said      uint64    // the number of what it last said, apart from what all must have
-	challenge challenge // what it wants to hear
-	hello     hello     // its last
-	helloAt   time.Time // when that was
+	said      uint64      // the number of what it last said, apart from what all must have
+	challenge challenge   // what it wants to hear
+	hello     hello       // its last
+	helloAt   time.Time   // when that was
 	heardAt   time.Time
 
 	gapState
@@ -147,6 +148,7 @@ func (n *Node) sent(p *peer, last uint64) {
 // settle says that nothing more is to be expected of these numbers. What comes
 // under them all the same is a duplicate.
 func (p *peer) settle(g wire.Range) {
+	p.asks = 0
 	top := p.window.Top()
 	first, last := g.First, min(g.Last, top)
 	if span := uint64(wire.WindowSize + 64); top > span {
@@ -157,18 +159,17 @@ func (p *peer) settle(g wire.Range) {
 			p.counts.Repaired++
 		}
 	}
-	p.asks = 0
 }
 
 // heardHello takes in a hello that counts.
 func (n *Node) heardHello(p *peer, h *hello, from netip.AddrPort) {
-	was := p.hello
 	p.hello, p.helloAt, p.addr, p.gone = *h, n.now, from, false
 	if p.challenge != h.Challenge {
 		p.challenge = h.Challenge
 		n.hurry()
 	}
-	if was.Challenge == (challenge{}) {
+	if p.fresh && !p.known {
+		p.known = true
 		n.supersede(p)
 	}
 	n.sent(p, h.Last)
@@ -179,7 +180,7 @@ func (n *Node) heardHello(p *peer, h *hello, from netip.AddrPort) {
 // supersede forgets the runs of p's node before this one.
 func (n *Node) supersede(p *peer) {
 	for _, o := range slices.Clone(n.order) {
-		if o != p && o.hello.Name == p.hello.Name && o.addr.Addr() == p.addr.Addr() && p.fresh {
+		if o != p && o.hello.Name == p.hello.Name && o.addr.Addr() == p.addr.Addr() {
 			n.forget(o)
 		}
 	}

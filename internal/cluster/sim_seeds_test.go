@@ -167,9 +167,8 @@ func story(t *testing.T, seed uint64) {
 // manners looks at what each node sent in its worst second.
 func (s *sim) manners() {
 	for _, n := range s.nodes {
-		const most = 64 << 10
-		if n.control[1] > most {
-			s.t.Errorf("%v sent %d bytes of talk in a second", n, n.control[1])
+		if most := int(controlRate.second + 2*controlRate.once); n.control[1] > most {
+			s.t.Errorf("%v sent %d bytes of talk in a second, want at most %d", n, n.control[1], most)
 		}
 		s.trace("%v sent at most %d bytes a second, %d of talk; %+v", n, n.bytes[1], n.control[1], n.node.counts)
 	}

@@ -67,7 +67,10 @@ type simNode struct {
 	timeouts [3]time.Duration
 	rate     float64 // of live traffic, per second; 0 if it does not translate
 	flushing bool
-	calm     time.Time // since when nothing has befallen it
+	lazy     bool         // its kernel looks for what has ended twice a minute
+	tap      func([]byte) // sees all that it sends
+	total    int          // bytes
+	calm     time.Time    // since when nothing has befallen it
 
 	byID    map[uint64]*record
 	byMask  map[uint32]*record
@@ -90,6 +93,7 @@ type record struct {
 	from    uint32
 	order   uint64
 	own     bool // this kernel had the last word
+	second  bool // who had it is not who told it
 	waits   bool
 	sent    time.Time
 	told    time.Time // when others were told that it dies
@@ -105,6 +109,10 @@ const (
 	maskBits  = 24
 
 	ownFor = 2 * time.Second
+
+	// newer is by how much what somebody knows of another's session must be newer to
+	// count: more than what stops and the network make it look so.
+	newer = 2500 * time.Millisecond
 )
 
 func maskOf(id uint64) uint32 { return uint32(id & (1<<maskBits - 1)) }
@@ -307,6 +315,10 @@ func (n *simNode) send(d Datagram, apart bool) (number uint64) {
 		b = n.signer.Stamp(b, d.Flags, d.Body)
 	}
 	n.meter(len(b)+48, control)
+	n.total += len(b) + 48
+	if n.tap != nil {
+		n.tap(b)
+	}
 	dg, kind := wire.Parse(b)
 	if kind != wire.Stamped {
 		n.t.Fatalf("%v sends what is %v", n, kind)
@@ -390,7 +402,7 @@ func (n *simNode) receive(from *simNode, b []byte) {
 			full = uint32(n.timeouts[r.kind].Milliseconds())
 		}
 		r.updated = n.now.Add(left - time.Duration(full)*time.Millisecond)
-		if n.accept(&r, dg.Flags&wire.SecondHand != 0) {
+		if r.second = dg.Flags&wire.SecondHand != 0; n.accept(&r) {
 			news++
 		}
 	}
@@ -401,15 +413,16 @@ func (n *simNode) receive(from *simNode, b []byte) {
 
 // accept does what internal/batch does, and tells whether the session was not
 // there.
-func (n *simNode) accept(r *record, second bool) (news bool) {
-	was := n.byID[r.id]
+func (n *simNode) accept(r *record) (news bool) {
+	was, second := n.byID[r.id], r.second
 	alive := was != nil && was.dies.After(n.now)
 	if alive {
 		switch {
-		case second,
+		case second && r.updated.Sub(was.updated) < newer,
 			was.own && n.now.Sub(was.updated) < ownFor,
-			was.from == r.from && !was.own && r.order <= was.order,
-			(was.own || was.from != r.from) && !r.updated.After(was.updated):
+			!second && was.from == r.from && !was.own && !was.second && r.order <= was.order,
+			!second && was.second && was.updated.Sub(r.updated) > newer,
+			!second && !was.second && (was.own || was.from != r.from) && !r.updated.After(was.updated):
 			return false
 		}
 		if r.version < was.version {
@@ -418,7 +431,7 @@ func (n *simNode) accept(r *record, second bool) (news bool) {
 		}
 	}
 	if rival := n.byMask[maskOf(r.id)]; rival != nil && rival.id != r.id {
-		if rival.dies.After(n.now) && (second || !r.updated.After(rival.updated)) {
+		if rival.dies.After(n.now) && (second && r.updated.Sub(rival.updated) < newer || !r.updated.After(rival.updated)) {
 			return false
 		}
 		n.forget(rival)
@@ -428,7 +441,7 @@ func (n *simNode) accept(r *record, second bool) (news bool) {
 	}
 	if was != nil {
 		n.digest.Remove(was.hash())
-		was.version, was.kind, was.dies, was.updated, was.from, was.order, was.own = r.version, r.kind, r.dies, r.updated, r.from, r.order, false
+		was.version, was.kind, was.dies, was.updated, was.from, was.order, was.own, was.second = r.version, r.kind, r.dies, r.updated, r.from, r.order, false, second
 		n.digest.Add(was.hash())
 		return !alive
 	}
@@ -535,7 +548,7 @@ func (n *simNode) packet() {
 	n.digest.Add(r.hash())
 	t := n.truth[r.id]
 	r.version = uint32(len(t.deaths))
-	r.dies, r.updated, r.own = n.now.Add(n.timeouts[r.kind]), n.now, true
+	r.dies, r.updated, r.own, r.second = n.now.Add(n.timeouts[r.kind]), n.now, true, false
 	if news || late { // others may have had it end
 		r.changed = n.now
 	}
@@ -584,6 +597,9 @@ func (n *simNode) flush() {
 // expire is the kernel's timer.
 func (s *sim) expire() {
 	for _, n := range s.nodes {
+		if n.lazy && s.now.Unix()%30 != 0 {
+			continue
+		}
 		for _, r := range n.slots {
 			if r != nil && !r.dies.After(s.now) {
 				n.forget(r)
