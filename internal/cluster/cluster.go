@@ -320,26 +320,13 @@ func (n *Node) receiveApart(p *peer, dg *wire.Datagram, from netip.AddrPort) Rec
 		n.counts.Unfresh++
 		return Reception{Verdict: Unfresh}
 	}
-	if !p.apart.Begun() {
-		p.floor, p.floorNext = dg.Number, dg.Number
-	}
-	if dg.Number < p.floor {
-		p.counts.TooOld++
-		return Reception{Verdict: TooOld}
-	}
-	overtaken := p.apart.Begun() && dg.Number < p.apart.Top()
-	switch p.apart.Note(dg.Number) {
-	case wire.Duplicate:
-		p.counts.Duplicate++
+	arrival, ok := n.noteApart(p, dg.Number)
+	switch {
+	case ok:
+	case arrival == wire.Duplicate:
 		return Reception{Verdict: Duplicate}
-	case wire.TooOld:
-		p.counts.TooOld++
+	default:
 		return Reception{Verdict: TooOld}
-	case wire.Jump:
-		if n.cfg.Keyed { // it is not forged
-			p.apart.Advance(dg.Number - 1)
-			p.apart.Note(dg.Number)
-		}
 	}
 	switch {
 	case k == kindCopy:
@@ -348,11 +335,40 @@ func (n *Node) receiveApart(p *peer, dg *wire.Datagram, from netip.AddrPort) Rec
 		return n.receiveRepair(p, dg)
 	case h == nil:
 		n.heard(p, k, dg.Body)
-	case !overtaken:
+	case arrival != wire.Late: // else it has said better since
 		p.floor, p.floorNext = p.floorNext, dg.Number
 		n.heardHello(p, h, from)
 	}
 	return Reception{Verdict: Taken}
+}
+
+// noteApart tells what a number from wire.Apart on is, and whether its datagram
+// counts. With keys, who says a number is who he claims to be, and what is older
+// than the hello before the last may be a recording of what was lost then. Without,
+// the true sender must be heard whatever others have claimed in its name.
+func (n *Node) noteApart(p *peer, number uint64) (wire.Arrival, bool) {
+	if n.cfg.Keyed && !p.apart.Begun() {
+		p.floor, p.floorNext = number, number
+	}
+	arrival := wire.TooOld
+	if !n.cfg.Keyed || number >= p.floor {
+		arrival = p.apart.Note(number)
+	}
+	switch {
+	case arrival == wire.Duplicate:
+		p.counts.Duplicate++
+		return arrival, false
+	case arrival == wire.TooOld && n.cfg.Keyed:
+		p.counts.TooOld++
+		return arrival, false
+	case arrival == wire.Jump && n.cfg.Keyed:
+		p.apart.Advance(number - 1)
+		p.apart.Note(number)
+	case arrival == wire.Jump, arrival == wire.TooOld:
+		p.apart.Expect(number)
+		p.apart.Note(number)
+	}
+	return arrival, true
 }
 
 // receiveRepair takes in what makes up for datagrams that were lost.

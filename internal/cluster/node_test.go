@@ -136,11 +136,17 @@ func TestAForgedNumberMutesNobody(t *testing.T) {
 		dg := wire.Datagram{Stamp: wire.Stamp{Epoch: a.node.cfg.Epoch, Number: number}}
 		b.node.Receive(&dg, a.addr, b.clock())
 	}
-	a.born(100)
-	s.until(time.Second, "heard", func() bool { n, _ := a.lacks(b, 0); return n == 0 })
 	if b.node.state.is != Synced {
 		t.Error("they brought the node out of sync")
 	}
+	lie := someHello()
+	lie.Name, lie.Last = "node 0", 1<<40
+	dg := wire.Datagram{Stamp: wire.Stamp{Epoch: a.node.cfg.Epoch, Number: wire.Apart | 1<<50}, Body: lie.append(nil)}
+	b.node.Receive(&dg, a.addr, b.clock())
+	s.run(2 * time.Second)
+	a.born(100)
+	s.until(time.Second, "heard", func() bool { n, _ := a.lacks(b, 0); return n == 0 })
+	s.until(5*time.Second, "synced again", s.synced)
 }
 
 func TestWhatIsTooOldIsAnsweredByOneSweepForAll(t *testing.T) {

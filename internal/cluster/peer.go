@@ -134,6 +134,10 @@ func (n *Node) sent(p *peer, last uint64) {
 	}
 	top := p.window.Top()
 	if last <= top {
+		if top-last > wire.WindowSize && !n.cfg.Keyed { // somebody has claimed more in its name
+			p.window.Expect(last + 1)
+			n.want("somebody else has spoken for a node")
+		}
 		return
 	}
 	p.window.Advance(last)

@@ -396,12 +396,15 @@ func (n *simNode) receive(from *simNode, b []byte) {
 			id: binary.BigEndian.Uint64(e[4:]), version: binary.BigEndian.Uint32(e[12:]), kind: e[20], from: rec.From, order: rec.Order,
 		}
 		left := time.Duration(binary.BigEndian.Uint32(e[16:])) * time.Millisecond
-		r.dies = n.now.Add(min(left, n.timeouts[r.kind]))
-		full := []uint32{rec.Timeouts.TCPEst, rec.Timeouts.TCPTrans, session.SYN4Timeout}[r.kind]
+		full := []uint32{rec.Timeouts.TCPEst, rec.Timeouts.TCPTrans, session.SYN4Timeout}[r.kind] // at the sender
 		if rec.Timeouts == (session.Timeouts{}) {
 			full = uint32(n.timeouts[r.kind].Milliseconds())
 		}
 		r.updated = n.now.Add(left - time.Duration(full)*time.Millisecond)
+		if left = min(left, r.updated.Add(n.timeouts[r.kind]).Sub(n.now)); left <= 0 {
+			continue
+		}
+		r.dies = n.now.Add(left)
 		if r.second = dg.Flags&wire.SecondHand != 0; n.accept(&r) {
 			news++
 		}
