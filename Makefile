@@ -3,6 +3,7 @@
 # make uninstall       removes all of that
 # make test            everything, as root on Debian 12: there are network namespaces and guests with the real Jool
 # make test-short      what is quick of it: format, vet, staticcheck, shellcheck, unit tests with the race detector
+# make test-long       the simulated cluster, thousands of stories of it
 # make test-lab        the scenarios in the guests alone
 # make lab-faults      those in which something breaks under the daemon
 # make fuzz            each fuzz test for FUZZTIME
@@ -35,7 +36,7 @@ GO = scripts/go
 # The version comes from VERSION alone: go's own stamp fails in a work tree that another user owns.
 export GOFLAGS += -buildvcs=false
 
-.PHONY: all build install uninstall test test-short lint unit test-install fuzz fuzz-long lab test-lab lab-faults demo bench bench-record bench-lab clean help
+.PHONY: all build install uninstall test test-short lint unit test-long test-install fuzz fuzz-long lab test-lab lab-faults demo bench bench-record bench-lab clean help
 
 all: build
 
@@ -99,6 +100,11 @@ fuzz:
 
 fuzz-long: FUZZTIME = 10m
 fuzz-long: fuzz
+
+# A story that fails says how to replay it.
+test-long: SEEDS = 3000
+test-long:
+	$(GO) test -count=1 -timeout 10h ./internal/cluster -run WhateverHappens -sim.first $$(date +%s) -sim.seeds $(SEEDS)
 
 test-lab:
 	$(GO) test -tags lab -count=1 -timeout 2h -p 1 ./test/lab/vm ./test/lab
