@@ -131,9 +131,9 @@ type Node struct {
 
 	helloAt  time.Time // when the next is due
 	helloed  time.Time // when the last was
-	pulseAt  time.Time // when the next is due, if dataAt is later than the last hello
+	pulseAt  time.Time // when the next is due, if unpulsed
 	pulses   int
-	unpulsed bool
+	unpulsed bool // others may not know of the last number
 
 	ring     ring
 	sweepDue bool
@@ -216,7 +216,7 @@ func (n *Node) Configure(c Config) {
 // Lost says that the kernel's table is another one, which is empty.
 func (n *Node) Lost(why string) {
 	n.active = false
-	n.endQuest(why)
+	n.quest = nil
 	n.want(why)
 }
 
@@ -276,7 +276,7 @@ func (n *Node) Receive(dg *wire.Datagram, from netip.AddrPort, now time.Time) Re
 	if dg.Number >= wire.Apart {
 		return n.receiveApart(p, dg, from)
 	}
-	if !n.trusts(p) {
+	if !n.trusts(p) || dg.Number < p.from {
 		n.counts.Unfresh++
 		return Reception{Verdict: Unfresh}
 	}
@@ -523,7 +523,7 @@ func (n *Node) clock(now time.Time) {
 		p.helloAt = time.Time{}
 		p.heardAt = now // for as long as it was not listened to it could not be heard
 	}
-	n.endQuest("this node was stopped")
+	n.quest = nil
 	n.gifts = n.gifts[:0]
 	if late > forgetAfter {
 		n.active = false // whatever it was: others have taken over

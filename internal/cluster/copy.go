@@ -36,7 +36,7 @@ const (
 
 	// shunFor is how long a node is not asked that did not give; shunBusy if it
 	// said that it cannot now.
-	shunFor  = 10 * time.Second
+	shunFor  = 2 * time.Second
 	shunBusy = time.Second
 )
 

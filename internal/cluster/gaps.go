@@ -70,7 +70,7 @@ func (n *Node) chase(p *peer) {
 		p.holes = len(p.window.AppendGaps(n.gaps[:0:1], p.window.Top())) > 0
 		return
 	}
-	if !n.control(datagramSize(14+len(gaps)*rangeSize)) {
+	if !n.control(datagramSize(14 + len(gaps)*rangeSize)) {
 		return
 	}
 	n.say(appendRequest(n.body[:0], p.epoch, gaps))
@@ -106,7 +106,7 @@ func (n *Node) heardRequest(to wire.Epoch, ranges []wire.Range) {
 }
 
 // answer sends what is owed to those who have lost it: the sessions, as they are
-// by now, and then the numbers that this settles.
+// by now, and the numbers that this settles.
 func (n *Node) answer() {
 	if n.goneDue && n.now.Sub(n.goneAt) >= goneAgain && n.control(datagramSize(9)) {
 		n.goneAt, n.goneDue = n.now, false
@@ -126,7 +126,9 @@ func (n *Node) answer() {
 			number, lost, known := n.ring.pay(refs, n.now)
 			if !known {
 				n.unknown(number)
-				continue
+				if number < n.ring.oldest() {
+					continue
+				}
 			}
 			refs = lost
 			if last := len(ranges) - 1; last >= 0 && ranges[last].Last == number-1 {
@@ -142,8 +144,8 @@ func (n *Node) answer() {
 	}
 }
 
-// resend sends sessions to all, of any kernel, and with the last of them the
-// numbers that they make up for. Nobody misses any of it: who needs it asks again.
+// resend sends sessions to all, and with the last of them the numbers that they
+// make up for. Nobody misses any of it: who needs it asks again.
 func (n *Node) resend(refs []Ref, settled []wire.Range) {
 	slices.Sort(refs)
 	n.refs = slices.Compact(refs)
@@ -172,7 +174,7 @@ func (n *Node) resendSome(refs []Ref, flags wire.Flags, r *repair) {
 // unknown answers all who ask for what this node no longer knows: they need not
 // ask again, since it has its whole table sent, unless that was done since.
 func (n *Node) unknown(number uint64) {
-	n.goneDue = true
+	n.goneDue = n.goneDue || number < n.ring.oldest()
 	n.sweepDue = n.sweepDue || number > n.sweptTo
 }
 
@@ -234,7 +236,7 @@ func (r *ring) note(number uint64, refs []Ref) {
 	}
 }
 
-// oldest is the lowest number of which it is still known what it held.
+// oldest is the lowest number of which it may still be known what it held.
 func (r *ring) oldest() uint64 { return max(r.last, ringSpan) - ringSpan + 1 }
 
 func (r *ring) owed() bool { return len(r.debts) > 0 }

@@ -199,7 +199,7 @@ func TestWhenAGiverDiesAnotherGoesOn(t *testing.T) {
 func TestANodeThatWasStoppedTakesNothingThatWaitedInItsSocket(t *testing.T) {
 	forBoth(t, func(t *testing.T, keyed bool) {
 		s, a, b := pair(t, 8, keyed)
-		a.translate(50)
+		a.translate(3)
 		s.run(10 * time.Second)
 		b.freeze(time.Hour)
 		s.run(time.Hour - time.Second)

@@ -14,15 +14,15 @@ type peer struct {
 	epoch     wire.Epoch
 	number    uint32 // tells it from every peer there was
 	addr      netip.AddrPort
-	fresh     bool // it has repeated this node's challenge
-	known     bool // by a hello since
-	gone      bool // it said goodbye
-	lived     bool // it took part when last looked at
+	fresh     bool   // it has repeated this node's challenge
+	known     bool   // by a hello since
+	gone      bool   // it said goodbye
+	lived     bool   // it took part when last looked at
+	from      uint64 // the first number after that: what was sent before may be a recording
 	window    wire.Window
 	apart     wire.Window // for the numbers of what not all need to have
 	floor     uint64      // of these: what is older comes too late
 	floorNext uint64      // at the next hello
-	said      uint64      // the number of what it last said, apart from what all must have
 	challenge challenge   // what it wants to hear
 	hello     hello       // its last
 	helloAt   time.Time   // when that was
@@ -79,7 +79,7 @@ func (n *Node) forget(p *peer) {
 	if n.quest != nil && n.quest.from == p {
 		n.endQuest("its giver has gone")
 	}
-	if p.window.Begun() {
+	if n.cfg.Keyed {
 		n.renewChallenge()
 	}
 }
@@ -103,7 +103,7 @@ func (n *Node) meet(p *peer, h *hello) {
 	if !slices.Contains(h.Echoes, n.challenge) {
 		return
 	}
-	p.fresh = true
+	p.fresh, p.from = true, h.Last+1
 	n.hurry()
 }
 

@@ -11,7 +11,7 @@ import (
 )
 
 var (
-	simSeeds = flag.Int("sim.seeds", 40, "how many seeds the simulation is run with")
+	simSeeds = flag.Int("sim.seeds", 16, "how many seeds the simulation is run with")
 	simFirst = flag.Uint64("sim.first", 1, "the first of them")
 	simTrace = flag.Bool("sim.trace", false, "tell what happens in the simulation")
 )
