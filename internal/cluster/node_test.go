@@ -1,11 +1,13 @@
 package cluster
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"joold/internal/session"
 	"joold/internal/wire"
 )
 
@@ -368,4 +370,74 @@ func TestAGoodbyeIsNotWaitedFor(t *testing.T) {
 	if p := a.node.Status().Peers; len(p) != 1 || p[0].Left || !p[0].Live {
 		t.Errorf("who came back is %+v", p)
 	}
+}
+
+func TestWhatIsNotRememberedIsSweptAndNotAskedForForEver(t *testing.T) {
+	s, a, b := pair(t, 16, true)
+	s.run(time.Second)
+	for range 5 {
+		s.cut[0][1] = true
+		number := a.send(Datagram{}, false)
+		s.cut[0][1] = false
+		a.node.Numbered(number, []Ref{0}, a.clock())
+		a.schedule()
+		s.run(2 * time.Second)
+	}
+	if got := a.node.counts.Sweeps; got != 1 {
+		t.Errorf("it sweeps %d times in 10 s, want once", got)
+	}
+	p := b.node.peers[a.node.cfg.Epoch]
+	if missing := p.window.Missing(); missing != 0 || b.node.chases(p) || p.counts.Requests > 10 {
+		t.Errorf("%d datagrams are missing still, asked for %d times", missing, p.counts.Requests)
+	}
+	s.run(30 * time.Second)
+	if got := a.node.counts.Sweeps; got != 2 {
+		t.Errorf("it has swept %d times when the rest is due, want twice", got)
+	}
+}
+
+// nobody is a Host without sessions.
+type nobody struct {
+	digest session.Digest
+	sent   int
+}
+
+func (h *nobody) Send(d Datagram)                                         { h.sent += datagramSize(len(d.Body)) }
+func (h *nobody) FirstHand(Ref) bool                                      { return false }
+func (h *nobody) Digest() *session.Digest                                 { return &h.digest }
+func (h *nobody) Room() int                                               { return 0 }
+func (h *nobody) Sweep()                                                  {}
+func (h *nobody) Scan(refs []Ref, _ Ref, _ *session.Buckets) ([]Ref, Ref) { return refs, 0 }
+
+func FuzzWhateverIsSaidIsBorne(f *testing.F) {
+	for _, c := range bodies {
+		f.Add(c.body, uint64(1), uint64(wire.Apart|3), true)
+		f.Add(c.body, uint64(wire.Apart-1), ^uint64(0), false)
+	}
+	f.Fuzz(func(t *testing.T, body []byte, first, second uint64, keyed bool) {
+		now := time.Unix(1_000_000, 0)
+		h := &nobody{}
+		n := New(Config{
+			Epoch: someEpoch, Keyed: keyed, Payload: 1178, Entry: entrySize, Random: func(b []byte) { clear(b) },
+		}, h, now)
+		hi := &hello{State: Synced, Last: 5, Echoes: []challenge{n.challenge}, Name: "x"}
+		n.Receive(&wire.Datagram{Stamp: wire.Stamp{Epoch: wire.Epoch{1}, Number: wire.Apart | 1}, Body: hi.append(nil)}, netip.AddrPort{}, now)
+		for i := range 300 {
+			now = now.Add(10 * time.Millisecond)
+			if i%50 == 0 {
+				number := first
+				if i%100 == 0 {
+					number = second
+				}
+				n.Receive(&wire.Datagram{Stamp: wire.Stamp{Epoch: wire.Epoch{1}, Number: number + uint64(i)}, Body: body}, netip.AddrPort{}, now)
+			}
+			if !n.Next().After(now) {
+				n.Tick(now, i%2 == 0)
+			}
+		}
+		n.Status()
+		if h.sent > 3*int(controlRate.second)+2*int(controlRate.once) {
+			t.Errorf("it made the node say %d bytes in 3 s", h.sent)
+		}
+	})
 }
