@@ -20,6 +20,7 @@ import (
 	"joold/internal/mcast"
 	"joold/internal/nstest"
 	"joold/internal/session"
+	"joold/internal/wire"
 )
 
 // populace is n sessions with a mask each, all of them acceptable.
@@ -106,12 +107,15 @@ func TestNothingIsAllocatedForWhatIsRefused(t *testing.T) {
 	older := claim(udp(1, life/2))
 	bad := udp(2, life)
 	bad.State = session.Trans
+	damaged := stamped(signerOf(""), good)
+	damaged[0] ^= 0x80
 	for _, c := range []struct {
 		name     string
 		payload  []byte
 		hopLimit int
 		count    func(d *Daemon) uint64
 	}{
+		{"a stamp", damaged, 255, func(d *Daemon) uint64 { return d.count.unheard[wire.Damaged].Load() }},
 		{"a datagram", encode(session.Enc4113, wkp, good), 1, func(d *Daemon) uint64 { return d.count.strays[strayHopLimit].Load() }},
 		{"an entry", encode(session.Enc4113, wkp, bad), 255, func(d *Daemon) uint64 { return d.count.refused[session.RefusedTimer].Load() }},
 		{"a conflict", encode(session.Enc4113, wkp, older), 255, func(d *Daemon) uint64 { return d.count.conflicts.Load() }},

@@ -59,9 +59,11 @@ func (s *stamps) open(dg *mcast.Datagram, now time.Time) (entries []byte, ok boo
 	case wire.Intact:
 		d.peers.numbered(from, &opened.Stamp, now)
 	case wire.OtherVersion:
-		d.limit.Warn("a peer's stamp is of another version of joold: its sessions are taken, its losses are not seen", "from", dg.From)
+		d.limit.WarnWith("a peer's stamp is of another version of joold: its sessions are taken, its losses are not seen",
+			func() []any { return []any{"from", dg.From} })
 	case wire.OtherKey:
-		d.limit.Warn("a peer signs, and there is no key here to check that: its sessions are taken, its losses are not seen", "from", dg.From)
+		d.limit.WarnWith("a peer signs, and there is no key here to check that: its sessions are taken, its losses are not seen",
+			func() []any { return []any{"from", dg.From} })
 	}
 	return opened.Entries, true
 }
@@ -121,8 +123,8 @@ func (s *stamps) signs(from netip.Addr, now time.Time) {
 func (s *stamps) sayUnheard(verdict wire.Verdict, from netip.AddrPort) {
 	unsigned := verdict == wire.Unstamped || verdict == wire.Unsigned
 	if unsigned && !s.signers[from.Addr()].IsZero() {
-		s.d.limit.Warn("refused an unsigned datagram in the name of a node that signs", "from", from)
+		s.d.limit.WarnWith("refused an unsigned datagram in the name of a node that signs", func() []any { return []any{"from", from} })
 		return
 	}
-	s.d.limit.Warn("refused a datagram", "from", from, "because_of", verdict)
+	s.d.limit.WarnWith("refused a datagram", func() []any { return []any{"from", from, "because_of", verdict} })
 }
