@@ -204,6 +204,32 @@ func TestNothingRecordedCountsTwice(t *testing.T) {
 	}
 }
 
+// As what nodes are to say to each other will be.
+func TestWhatIsNumberedApartIsMissedByNobodyAndMutesNobody(t *testing.T) {
+	for _, sealing := range []bool{false, true} {
+		k := newKeyed(t, nil)
+		s := wire.NewSigner("", someKeys(t, 1), sealing, nil)
+		k.d.signer.Rekey(someKeys(t, 1), sealing)
+		for range 3 {
+			apart := s.StampApart(encode(session.Enc4113, wkp, k.next()), 0, []byte("to one alone"))
+			for _, b := range [][]byte{stamped(s, k.next()), apart} {
+				if !k.hear(b, sender) || k.hear(b, sender) {
+					t.Errorf("sealed %v: it must be heard, and once", sealing)
+				}
+			}
+			if k.hear(k.d.signer.StampApart(nil, 0, []byte("body")), stranger) {
+				t.Error("this node's own is heard")
+			}
+		}
+		if strings.Contains(k.log.String(), "takes a new name") {
+			t.Error("what comes back is taken for a copy's")
+		}
+		if p := k.d.status(time.Now()).Peers; len(p) != 1 || p[0].Lost != 0 || p[0].Jumps != 0 || p[0].Starts != 1 {
+			t.Errorf("sealed %v: %+v", sealing, p)
+		}
+	}
+}
+
 func TestAReloadDoesNotMakeARecordingNewAgain(t *testing.T) {
 	k := newKeyed(t, nil)
 	s := wire.NewSigner("", someKeys(t, 1), false, nil)

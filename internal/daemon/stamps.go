@@ -55,9 +55,9 @@ func (s *stamps) open(dg *mcast.Datagram, now time.Time) (entries []byte, ok boo
 		return dg.Payload, true
 	case wire.Proven:
 		s.signs(from, now)
-		d.peers.numbered(from, &opened.Stamp, now)
+		s.number(from, &opened.Stamp, now)
 	case wire.Intact:
-		d.peers.numbered(from, &opened.Stamp, now)
+		s.number(from, &opened.Stamp, now)
 	case wire.OtherVersion:
 		d.limit.WarnWith("a peer's stamp is of another version of joold: its sessions are taken, its losses are not seen",
 			func() []any { return []any{"from", dg.From} })
@@ -68,11 +68,18 @@ func (s *stamps) open(dg *mcast.Datagram, now time.Time) (entries []byte, ok boo
 	return opened.Entries, true
 }
 
+// number notes a number by which losses are seen.
+func (s *stamps) number(from netip.Addr, st *wire.Stamp, now time.Time) {
+	if st.Number < wire.Apart {
+		s.d.peers.numbered(from, st, now)
+	}
+}
+
 // fresh judges what is proven by its number. A run of which nothing was heard yet
 // is fresh, be it over long since: what its recordings hold counts, but once.
 func (s *stamps) fresh(st *wire.Stamp) wire.Verdict {
 	if signer := s.d.signer; st.Epoch == signer.Epoch() {
-		if st.Number > signer.Last() {
+		if st.Number > signer.Last() && st.Number < wire.Apart {
 			signer.Renew()
 			s.d.limit.Warn("another node sends in the name of this one, as a copy of its machine would: this one takes a new name")
 		}

@@ -1,6 +1,6 @@
 package wire
 
-// maxRuns bounds the epochs whose numbers are remembered: some 300 KiB.
+// maxRuns bounds the epochs whose numbers are remembered: some 600 KiB.
 const maxRuns = 256
 
 // Runs remembers which numbers the runs of senders have used, so that nothing
@@ -13,8 +13,8 @@ type Runs struct {
 }
 
 type run struct {
-	window Window
-	heard  uint64 // clock's time
+	windows [2]Window // of the numbers below Apart, and from there on
+	heard   uint64    // clock's time
 }
 
 // Note says that a proven datagram has come: it is InOrder or Late if its number is
@@ -32,10 +32,12 @@ func (r *Runs) Note(epoch Epoch, number uint64) Arrival {
 		q = new(run)
 		r.m[epoch] = q
 	}
-	arrival := q.window.Note(number)
+	window := &q.windows[number/Apart]
+	number %= Apart
+	arrival := window.Note(number)
 	if arrival == Jump {
-		q.window.Advance(number - 1)
-		arrival = q.window.Note(number)
+		window.Advance(number - 1)
+		arrival = window.Note(number)
 	}
 	if arrival == InOrder || arrival == Late {
 		r.clock++

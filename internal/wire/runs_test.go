@@ -23,6 +23,7 @@ func TestANumberOfARunCountsOnce(t *testing.T) {
 		{1, 3, Late}, {1, 3, Duplicate},
 		{1, 1_000_000, InOrder}, {1, 1_000_000, Duplicate}, {1, 999_999, Late}, {1, 6, TooOld},
 		{2, 6, InOrder},
+		{2, Apart + 1, InOrder}, {2, Apart + 1, Duplicate}, {2, Apart + 100_000, InOrder}, {2, Apart + 1, TooOld}, {2, 7, InOrder}, {2, 6, Duplicate},
 	} {
 		if got := r.Note(epochOf(c.epoch), c.number); got != c.want {
 			t.Errorf("step %d: number %d of run %d is %s, want %s", i, c.number, c.epoch, got, c.want)
@@ -34,8 +35,11 @@ func TestNumbersCountOnceAroundPowersOfTwo(t *testing.T) {
 	for bits := 1; bits <= 64; bits++ {
 		var r Runs
 		top := uint64(math.MaxUint64)
-		if bits < 64 {
+		switch {
+		case bits < 63:
 			top = 1<<bits + 3
+		case bits == 63:
+			top = Apart - 1
 		}
 		first := top - min(top-1, 6)
 		for number := first; ; number++ {
