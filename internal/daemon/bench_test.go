@@ -306,6 +306,15 @@ func ways() (all []way) {
 	return all
 }
 
+// protected are ways with a key. On the way in the peer's stamps are made besides, for
+// a number counts but once.
+func protected() []way {
+	signed := way{encoding: session.Enc4113, n: 1000, news: true, perRead: 1, signed: true}
+	sealed := signed
+	sealed.sealed = true
+	return []way{signed, sealed}
+}
+
 // rounds has said all that is said until it begins anew.
 func (w way) rounds(ss []session.Session, say func([]session.Session)) {
 	rand.Shuffle(len(ss), func(i, j int) { ss[i], ss[j] = ss[j], ss[i] })
@@ -369,7 +378,7 @@ func perSession(b *testing.B, since time.Duration, sessions int) {
 // BenchmarkOut is of the way out, from the bytes that the kernel sends to those
 // of datagrams.
 func BenchmarkOut(b *testing.B) {
-	for _, w := range ways() {
+	for _, w := range append(ways(), protected()...) {
 		b.Run(w.String(), func(b *testing.B) {
 			r := outRig(b, w)
 			r.next = b.Loop
@@ -386,7 +395,7 @@ func BenchmarkOut(b *testing.B) {
 // injections, on one processor: what it costs, and not how much of it two
 // processors do at once.
 func BenchmarkIn(b *testing.B) {
-	for _, w := range append(ways(), way{encoding: session.Enc4113, n: 100_000, news: true, perRead: readBatch}) {
+	for _, w := range append(append(ways(), protected()...), way{encoding: session.Enc4113, n: 100_000, news: true, perRead: readBatch}) {
 		b.Run(w.String(), func(b *testing.B) {
 			defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 			r := inRig(b, w)
@@ -417,9 +426,7 @@ func (r *rig) steps(run func()) (step, end func()) {
 
 func TestNothingIsAllocatedForAMessageOrADatagram(t *testing.T) {
 	const n = 1000
-	for _, w := range append(ways(),
-		way{encoding: session.Enc4113, n: n, news: true, perRead: 1, signed: true},
-		way{encoding: session.Enc4113, n: n, news: true, perRead: 1, signed: true, sealed: true}) {
+	for _, w := range append(ways(), protected()...) {
 		if w.n > n {
 			continue
 		}
