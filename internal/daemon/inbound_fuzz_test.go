@@ -303,8 +303,12 @@ type story struct {
 	l      *link
 	k      *gate
 	in     *intake
-	peer   *wire.Signer // of the datagrams that have a stamp
 	script []byte
+
+	nodes  []*wire.Signer      // that may be heard: without a key, with either, and one that seals
+	last   []byte              // that one of them stamped
+	opener *wire.Opener        // with this node's keys
+	used   map[wire.Stamp]bool // what has been heard by a key
 }
 
 // byte is the script's next; zero when it is told to its end.
@@ -362,7 +366,7 @@ func (y *story) session() session.Session {
 }
 
 // sessions is a datagram of some, of whatever encoding and byte order, perhaps
-// with a stamp, or with something changed or cut off.
+// with something changed or cut off.
 func (y *story) sessions() []byte {
 	e := session.Encodings[int(y.byte())%len(session.Encodings)]
 	p := y.l.pool6
@@ -380,17 +384,45 @@ func (y *story) sessions() []byte {
 		}
 	}
 	switch y.byte() % 16 {
-	case 12:
-		b = y.peer.Stamp(b, 0, nil)
-	case 13:
-		b = y.peer.Stamp(b, 0, nil)
-		b[len(b)-1-int(y.byte())%wire.Overhead] ^= y.byte()
 	case 14:
 		b[int(y.uint16())%len(b)] ^= y.byte()
 	case 15:
 		b = b[:int(y.uint16())%len(b)]
 	}
 	return b
+}
+
+// stamped is a datagram as a C node or another sends it, the last one again, or
+// one that was changed on its way.
+func (y *story) stamped(entries []byte) []byte {
+	kind := y.byte()
+	if kind%8 < 4 {
+		return entries
+	}
+	if kind%8 < 7 || y.last == nil {
+		y.last = y.nodes[kind/8%4].Stamp(entries, 0, nil)
+	}
+	if kind >= 224 {
+		y.last[int(y.uint16())%len(y.last)] ^= y.byte()
+	}
+	return slices.Clone(y.last)
+}
+
+// said is what a datagram says to a node with these keys; nil if it must not be
+// listened to.
+func (y *story) said(payload []byte) []byte {
+	keys := y.live.Load().Keys
+	y.opener.Rekey(keys)
+	dg, verdict := y.opener.Open(payload, time.Now())
+	if !keys.Signing() {
+		return append([]byte{}, payload...)
+	}
+	id := wire.Stamp{Epoch: dg.Epoch, Number: dg.Number}
+	if verdict != wire.Proven || y.used[id] {
+		return nil
+	}
+	y.used[id] = true
+	return append([]byte{}, dg.Entries...)
 }
 
 // receive takes a datagram in.
@@ -410,11 +442,14 @@ func (y *story) receive(payload []byte) {
 		known = known || prefix.Contains(dg.From.Addr().WithZone("").AsSlice())
 	}
 	read := y.count.rcvdSessions.Load()
-	y.in.accept(y.l, &dg, time.Now())
+	var said []byte
 	if known && !dg.Truncated && dg.HopLimit >= cfg.HopLimit {
-		y.k.heard = append(y.k.heard, payload...)
-	} else if y.count.rcvdSessions.Load() != read {
-		y.t.Fatalf("a datagram from %s with a hop limit of %d, truncated: %t, is looked into", dg.From, dg.HopLimit, dg.Truncated)
+		said = y.said(payload)
+	}
+	y.in.accept(y.l, &dg, time.Now())
+	y.k.heard = append(y.k.heard, said...)
+	if said == nil && y.count.rcvdSessions.Load() != read {
+		y.t.Fatalf("a datagram from %s with a hop limit of %d, truncated: %t, is looked into: %x", dg.From, dg.HopLimit, dg.Truncated, payload)
 	}
 }
 
@@ -476,7 +511,7 @@ func (y *story) step() {
 	op := y.byte() % 16
 	switch op {
 	default:
-		y.receive(y.sessions())
+		y.receive(y.stamped(y.sessions()))
 	case 8:
 		y.receive(y.bytes(int(y.byte()%64) * 4))
 	case 9:
@@ -526,8 +561,12 @@ func (y *story) step() {
 				{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8:ff08::/96")},
 			}[y.byte()%3]
 			y.live.Store(&cfg)
-		default:
+		case 2:
 			y.look()
+		default:
+			cfg := *y.live.Load()
+			cfg.Keys = []wire.Keys{{}, someKeys(y.t, 1), someKeys(y.t, 1, 2), someKeys(y.t, 2, 3)}[y.byte()%4]
+			y.live.Store(&cfg)
 		}
 	}
 }
@@ -559,7 +598,11 @@ func tell(t *testing.T, e session.Encoding, p session.Pool6, script []byte) (y *
 	y.out.begin(y.l)
 	y.link.Store(y.l)
 	y.in = &intake{d: y.Daemon, stamps: newStamps(y.Daemon)}
-	y.peer = wire.NewSigner("", wire.Keys{}, false, func(b []byte) { clear(b) })
+	y.opener, y.used = wire.NewOpener("", wire.Keys{}), make(map[wire.Stamp]bool)
+	for n, keys := range []wire.Keys{{}, someKeys(t, 1), someKeys(t, 2), someKeys(t, 2)} {
+		epoch := func(b []byte) { b[0] = byte(n) }
+		y.nodes = append(y.nodes, wire.NewSigner("", keys, n == 3, epoch))
+	}
 	for len(y.script) > 0 && objection == "" {
 		y.step()
 	}
@@ -613,7 +656,7 @@ func FuzzInbound(f *testing.F) {
 	for n := range 30 {
 		b := make([]byte, 100+50*n)
 		random.Read(b)
-		f.Add(uint8(n), uint8(n/3), b)
+		f.Add(uint8(n), uint8(n/3), script([]byte{15, 3, byte(n % 4)}, b)) // with keys, or none
 	}
 	f.Fuzz(func(t *testing.T, e, p uint8, script []byte) {
 		if len(script) > 4096 {
