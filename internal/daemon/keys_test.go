@@ -230,6 +230,28 @@ func TestWhatIsNumberedApartIsMissedByNobodyAndMutesNobody(t *testing.T) {
 	}
 }
 
+// What was held back until nobody can tell any more whether it has come before.
+func TestWhatIsBelowTheWindowIsNotHeardEvenIfItNeverCame(t *testing.T) {
+	k := newKeyed(t, nil)
+	s := wire.NewSigner("", someKeys(t, 1), false, nil)
+	heard, heldBack := stamped(s, k.next()), stamped(s, k.next())
+	if !k.hear(heard, sender) {
+		t.Fatal("the first is not heard")
+	}
+	for s.Last() < 3*wire.WindowSize {
+		s.Stamp(nil, 0, nil)
+	}
+	if !k.hear(stamped(s, k.next()), sender) {
+		t.Fatal("what comes long after is not heard")
+	}
+	if k.hear(heard, sender) || k.hear(heldBack, sender) || k.unheard(wire.Replayed) != 2 {
+		t.Errorf("it is heard: %v", k.d.status(time.Now()).Net.Unheard)
+	}
+	if !k.hear(stamped(s, k.next()), sender) {
+		t.Error("the sender is heard no longer")
+	}
+}
+
 func TestAReloadDoesNotMakeARecordingNewAgain(t *testing.T) {
 	k := newKeyed(t, nil)
 	s := wire.NewSigner("", someKeys(t, 1), false, nil)

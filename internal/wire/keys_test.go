@@ -205,6 +205,19 @@ func TestWhoHasNoKeyOrAnotherIsNotHeard(t *testing.T) {
 	}
 }
 
+// Without a key there is nothing to seal with, and a checksum is anybody's to make.
+func TestWhatClaimsToBeSealedWithoutAKeyIsDamaged(t *testing.T) {
+	b := NewSigner(cluster, Keys{}, false, nil).Stamp(nil, 0, nil)
+	trailer, tag := b[len(b)-trailerSize:], len(b)-tagSize
+	trailer[atFlags] |= byte(sealed)
+	copy(b[tag:], checksum(cluster).Seal(nil, nonce(b), nil, b[:tag]))
+	for name, k := range map[string]Keys{"no key": {}, "a key": keys(t, 1)} {
+		if dg, verdict := NewOpener(cluster, k).Open(b, now); verdict != Damaged || dg.Body != nil {
+			t.Errorf("with %s: %s, %d bytes of body", name, verdict, len(dg.Body))
+		}
+	}
+}
+
 func TestKeysOfOneHintAreAllTried(t *testing.T) {
 	both := keys(t, 1, 2)
 	both.keys[0].hint = both.keys[1].hint
