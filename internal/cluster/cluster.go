@@ -255,7 +255,7 @@ type Reception struct {
 	Copied  bool   // tell Learned how much was news
 
 	// Timeouts are the sender's, by its last hello: what a session's expiration is
-	// less than its timeout is how long ago it was updated. Zero if there was none.
+	// less than its timeout is how long ago it was updated.
 	Timeouts session.Timeouts
 }
 
@@ -276,7 +276,7 @@ func (n *Node) Receive(dg *wire.Datagram, from netip.AddrPort, now time.Time) Re
 	if dg.Number >= wire.Apart {
 		return n.receiveApart(p, dg, from)
 	}
-	if !n.trusts(p) || dg.Number < p.from {
+	if !n.trusts(p) || dg.Number < p.from || p.helloAt.IsZero() { // what its sessions' ages mean is not known before
 		n.counts.Unfresh++
 		return Reception{Verdict: Unfresh}
 	}
@@ -316,7 +316,7 @@ func (n *Node) receiveApart(p *peer, dg *wire.Datagram, from netip.AddrPort) Rec
 			n.meet(p, h)
 		}
 	}
-	if !n.trusts(p) {
+	if !n.trusts(p) || k == kindRepair && p.helloAt.IsZero() {
 		n.counts.Unfresh++
 		return Reception{Verdict: Unfresh}
 	}
