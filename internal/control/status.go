@@ -63,6 +63,7 @@ type Network struct {
 	In          string   `json:"in"`
 	Out         string   `json:"out"`
 	Source      string   `json:"source,omitempty"`
+	Port        uint16   `json:"port,omitempty"` // likewise, and where this node is reached alone
 	MTU         int      `json:"mtu"`
 	MaxPayload  int      `json:"max_payload"`
 	Wire        string   `json:"wire"`

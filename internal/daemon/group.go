@@ -76,7 +76,7 @@ func (d *Daemon) use(group network) {
 	d.current.Store(&group)
 	d.out.resize(group.MaxPayload())
 	d.about[theGroup].Info("joined the group", "group", local.Group, "in", local.In, "out", local.Out, "from", local.Source,
-		"mtu", local.MTU, "receive_buffer", local.ReadBuffer)
+		"port", local.Port, "mtu", local.MTU, "receive_buffer", local.ReadBuffer)
 	d.condition.has(theGroup)
 }
 

@@ -69,7 +69,7 @@ func (d *Daemon) status(now time.Time) control.Status {
 		local := group.Local()
 		s.Network = control.Network{
 			WaitingFor: s.Network.WaitingFor,
-			Group:      local.Group.String(), In: local.In, Out: local.Out, Source: local.Source.String(),
+			Group:      local.Group.String(), In: local.In, Out: local.Out, Source: local.Source.String(), Port: local.Port,
 			MTU: local.MTU, MaxPayload: group.MaxPayload(),
 			ReadBuffer: local.ReadBuffer, WriteBuffer: local.WriteBuffer,
 		}

@@ -35,6 +35,9 @@ type Datagram struct {
 	// HopLimit is the TTL or hop limit that it arrived with, 0 to 255. Each router
 	// on the way has taken one off: 255 was sent on this link.
 	HopLimit int
+	// Alone is set when it was sent to this node's own address, and unset when to the
+	// group.
+	Alone bool
 	// Truncated is set when the datagram was longer than Payload's capacity: the
 	// rest is lost.
 	Truncated bool
@@ -50,10 +53,11 @@ func NewDatagrams(n, size int) []Datagram {
 	return ds
 }
 
-// ReadBatch waits for a datagram and fills ds with it and those that are there
-// already, 64 at most. It returns how many it filled. It allocates nothing.
+// ReadBatch waits for a datagram, to the group or to this node alone, and fills ds
+// with it and those of its kind that are there already, 64 at most. It returns how
+// many it filled. It allocates nothing.
 func (c *Conn) ReadBatch(ds []Datagram) (int, error) {
-	n, err := c.rx.read(ds)
+	n, err := c.inlets.read(ds)
 	if err != nil {
 		return 0, c.fail("receive from", c.in.name, err)
 	}
@@ -62,7 +66,7 @@ func (c *Conn) ReadBatch(ds []Datagram) (int, error) {
 
 // SetReadDeadline ends ReadBatch with os.ErrDeadlineExceeded at t, or at once if
 // t is past. The zero time is never.
-func (c *Conn) SetReadDeadline(t time.Time) error { return c.read.SetReadDeadline(t) }
+func (c *Conn) SetReadDeadline(t time.Time) error { return c.inlets.setReadDeadline(t) }
 
 // Write sends b to the group as one datagram. While the send buffer is full it
 // waits, 100 ms at most: then it fails with os.ErrDeadlineExceeded. If b does not
@@ -75,7 +79,7 @@ func (c *Conn) Write(b []byte) error {
 			return err
 		}
 	}
-	err := c.tx.write(b)
+	err := c.tx.write(b, &c.to)
 	if errors.Is(err, unix.EMSGSIZE) {
 		// If the path is gone altogether, the next datagrams will tell.
 		_ = c.Refresh()
@@ -99,11 +103,14 @@ type ancillary struct {
 	value  int32
 }
 
-// receiver is what recvmmsg works on, one header, one address and one buffer a
-// datagram. The runtime's own calls move one datagram at a time, and x/net's
+// receiver is a socket and what recvmmsg works on, one header, one address and one
+// buffer a datagram. The runtime's own calls move one datagram at a time, and x/net's
 // batches allocate each datagram's address: BenchmarkReceive has both.
 type receiver struct {
-	conn  syscall.RawConn
+	socket syscall.Conn
+	conn   syscall.RawConn // socket's
+	alone  bool            // whether it hears what is sent to this node alone
+
 	hdrs  [maxBatch]mmsghdr
 	iovs  [maxBatch]unix.Iovec
 	names [maxBatch]unix.RawSockaddrInet6 // has room for IPv4's too
@@ -112,14 +119,17 @@ type receiver struct {
 	n     int // what the call returned
 	errno unix.Errno
 	calls brief.Caller
-	try   func(fd uintptr) bool // tryOnce; a method value made anew would allocate
+	try   func(fd uintptr) bool // tryOnce, likewise
 
 	scope uint32 // the last scope id seen
 	zone  string // its interface's name
+
+	dropsMu sync.Mutex
+	dropped uint64
 }
 
-func newReceiver(conn *net.UDPConn, dev device) (r *receiver, err error) {
-	r = &receiver{scope: uint32(dev.index), zone: dev.name}
+func newReceiver(socket syscall.Conn, dev device, alone bool) (r *receiver, err error) {
+	r = &receiver{socket: socket, alone: alone, scope: uint32(dev.index), zone: dev.name}
 	r.try = r.tryOnce
 	for i := range r.hdrs {
 		h := &r.hdrs[i].hdr
@@ -128,26 +138,24 @@ func newReceiver(conn *net.UDPConn, dev device) (r *receiver, err error) {
 		h.Iov = &r.iovs[i]
 		h.SetIovlen(1)
 	}
-	r.conn, err = conn.SyscallConn()
+	r.conn, err = socket.SyscallConn()
 	return r, err
 }
 
-// tryOnce tells the poller whether the call is done with, or must wait.
+// tryOnce never has the poller wait: who reads waits for several sockets.
 func (r *receiver) tryOnce(fd uintptr) bool {
 	for {
-		n, errno := r.calls.Call(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.hdrs[0])), uintptr(r.size), 0, 0, 0)
+		n, errno := r.calls.Call(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.hdrs[0])), uintptr(r.size), unix.MSG_DONTWAIT, 0, 0)
 		r.n, r.errno = int(n), errno
 		if errno != unix.EINTR {
-			return errno != unix.EAGAIN
+			return true
 		}
 	}
 }
 
+// read fills ds with what is there, and fails with EAGAIN if nothing is.
 func (r *receiver) read(ds []Datagram) (int, error) {
 	r.size = min(len(ds), maxBatch)
-	if r.size == 0 {
-		return 0, nil
-	}
 	for i := range r.size {
 		payload := ds[i].Payload[:cap(ds[i].Payload)]
 		r.iovs[i].Base = unsafe.SliceData(payload)
@@ -155,8 +163,8 @@ func (r *receiver) read(ds []Datagram) (int, error) {
 		r.hdrs[i].hdr.Namelen = uint32(unsafe.Sizeof(r.names[i]))
 		r.hdrs[i].hdr.SetControllen(int(unsafe.Sizeof(r.hops[i])))
 	}
-	if err := r.conn.Read(r.try); err != nil {
-		return 0, err
+	if err := r.conn.Read(r.try); err != nil { // closed
+		return 0, net.ErrClosed
 	}
 	if r.errno != 0 {
 		return 0, r.errno
@@ -165,7 +173,7 @@ func (r *receiver) read(ds []Datagram) (int, error) {
 		ds[i].Payload = ds[i].Payload[:r.hdrs[i].n]
 		ds[i].Truncated = r.hdrs[i].hdr.Flags&unix.MSG_TRUNC != 0
 		ds[i].HopLimit = int(r.hops[i].value)
-		ds[i].From = r.from(&r.names[i])
+		ds[i].From, ds[i].Alone = r.from(&r.names[i]), r.alone
 	}
 	return r.n, nil
 }
@@ -192,6 +200,17 @@ func (r *receiver) zoneName(scope uint32) string {
 	return r.zone
 }
 
+// drops counts the messages that found the socket's buffer full, until it is
+// closed.
+func (r *receiver) drops() uint64 {
+	r.dropsMu.Lock()
+	defer r.dropsMu.Unlock()
+	if n, err := socketDrops(r.conn); err == nil {
+		r.dropped += uint64(n - uint32(r.dropped))
+	}
+	return r.dropped
+}
+
 // socketDrops reads the kernel's count of messages that found the socket's buffer
 // full. It is the count that SO_RXQ_OVFL gives; but that comes with a datagram, as
 // of when it was queued, and so says nothing of a burst's end until the next.
@@ -210,52 +229,56 @@ func socketDrops(conn syscall.RawConn) (uint32, error) {
 	return info[skMeminfoDrops], err
 }
 
+// endpoint is where a datagram goes, as the kernel wants it.
+type endpoint struct {
+	sa   unix.RawSockaddrInet6 // has room for IPv4's too
+	size uintptr               // of sa
+}
+
+// endpointAt is a, on the interface with the index scope where a has one.
+func endpointAt(a netip.AddrPort, scope int) (e endpoint) {
+	port := (*[2]byte)(unsafe.Pointer(&e.sa.Port)) // at the same place for both families
+	binary.BigEndian.PutUint16(port[:], a.Port())
+	if a.Addr().Is4() {
+		e.size = unix.SizeofSockaddrInet4
+		e.sa.Family = unix.AF_INET
+		(*unix.RawSockaddrInet4)(unsafe.Pointer(&e.sa)).Addr = a.Addr().As4()
+		return e
+	}
+	e.size = unix.SizeofSockaddrInet6
+	e.sa.Family = unix.AF_INET6
+	e.sa.Addr = a.Addr().As16()
+	e.sa.Scope_id = uint32(scope)
+	return e
+}
+
 // sender sends a datagram at a time: more are hardly ever ready at once, and what
 // sendmmsg would save on those is told in docs/BENCHMARKS.md.
 type sender struct {
 	conn *net.UDPConn
-	raw  syscall.RawConn       // conn's
-	to   unix.RawSockaddrInet6 // has room for IPv4's too
-	size uintptr               // of to
+	raw  syscall.RawConn // conn's
 
 	mu    sync.Mutex
 	b     []byte
+	to    endpoint
 	waits bool // for room
 	errno unix.Errno
 	calls brief.Caller
 	try   func(fd uintptr) bool // tryOnce, likewise
 }
 
-func newSender(conn *net.UDPConn, to unix.Sockaddr) (s *sender, err error) {
+func newSender(conn *net.UDPConn) (s *sender, err error) {
 	s = &sender{conn: conn}
 	s.try = s.tryOnce
-	s.setTo(to)
 	s.raw, err = conn.SyscallConn()
 	return s, err
-}
-
-func (s *sender) setTo(to unix.Sockaddr) {
-	port := (*[2]byte)(unsafe.Pointer(&s.to.Port)) // at the same place for both families
-	switch to := to.(type) {
-	case *unix.SockaddrInet4:
-		s.size = unix.SizeofSockaddrInet4
-		s.to.Family = unix.AF_INET
-		binary.BigEndian.PutUint16(port[:], uint16(to.Port))
-		(*unix.RawSockaddrInet4)(unsafe.Pointer(&s.to)).Addr = to.Addr
-	case *unix.SockaddrInet6:
-		s.size = unix.SizeofSockaddrInet6
-		s.to.Family = unix.AF_INET6
-		binary.BigEndian.PutUint16(port[:], uint16(to.Port))
-		s.to.Addr = to.Addr
-		s.to.Scope_id = to.ZoneId
-	}
 }
 
 // tryOnce tells the poller whether the call is done with, or must wait.
 func (s *sender) tryOnce(fd uintptr) bool {
 	for {
 		_, s.errno = s.calls.Call(unix.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(s.b))), uintptr(len(s.b)),
-			0, uintptr(unsafe.Pointer(&s.to)), s.size)
+			0, uintptr(unsafe.Pointer(&s.to.sa)), s.to.size)
 		if s.errno != unix.EINTR {
 			return s.errno != unix.EAGAIN || !s.waits
 		}
@@ -264,10 +287,10 @@ func (s *sender) tryOnce(fd uintptr) bool {
 
 // write waits for room in the socket's buffer only if there is none: to set a
 // deadline is not cheap.
-func (s *sender) write(b []byte) error {
+func (s *sender) write(b []byte, to *endpoint) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.b, s.waits = b, false
+	s.b, s.to, s.waits = b, *to, false
 	err := s.attempt()
 	if err == unix.EAGAIN {
 		s.conn.SetWriteDeadline(time.Now().Add(patience))

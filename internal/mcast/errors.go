@@ -26,6 +26,7 @@ var (
 type Error struct {
 	Op     string         // what was tried with the group: "join", "send to", "receive from"
 	Group  netip.AddrPort // the group
+	Node   netip.AddrPort // the one node that was sent to; else not valid
 	Device string         // the interface as the operator named it; "" if the kernel chose
 	Err    error
 }
@@ -34,6 +35,9 @@ func (e *Error) Error() string {
 	on := ""
 	if e.Device != "" {
 		on = " on " + e.Device
+	}
+	if e.Node.IsValid() {
+		return fmt.Sprintf("%s node %v%s: %v", e.Op, e.Node, on, e.Err)
 	}
 	return fmt.Sprintf("%s multicast group %v%s: %v", e.Op, e.Group, on, e.Err)
 }
@@ -52,6 +56,7 @@ var (
 	errReplaced = errors.New("the interface is another one than was joined on")
 	errRerouted = errors.New("the route to the group leads through another interface than was joined on")
 	errNoMember = errors.New("the interface has forgotten the group")
+	errTaken    = errors.New("at the address that datagrams come from now, the port is taken")
 )
 
 // Temporary tells whether a failed Write may succeed later without anything

@@ -1,14 +1,15 @@
 // Package mcast owns the sockets of a UDP multicast group, IPv4 or IPv6, on
-// which the nodes tell each other of their sessions: it finds the interfaces,
-// joins, sends and receives datagrams, and knows how large one may be. It must
-// not know what a datagram holds.
+// which the nodes tell each other of their sessions, and those by which one node
+// is spoken to alone: it finds the interfaces, joins, sends and receives
+// datagrams, and knows how large one may be. It must not know what a datagram
+// holds.
 //
 // On the wire it is the C daemon (Jool 4.1.9 and 4.1.15): sockets bound to the
 // group's own address and port, so that datagrams leave from that port with the
 // source address that the kernel selects for the interface; loopback off.
 // What it adds is heard by nobody: sockets are bound to their device and take
-// their own group alone, and a datagram that does not fit is refused instead
-// of fragmented.
+// their own group and what is for this node alone, and a datagram that does not
+// fit is refused instead of fragmented.
 package mcast
 
 import (
@@ -17,6 +18,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 )
@@ -69,20 +71,24 @@ type Conn struct {
 	in, out device
 	routes  *router // only where the kernel chooses
 	joined  device  // in, or what the kernel has chosen
-	read    *net.UDPConn
+	inlets  *inlets
+	read    *os.File // the socket that hears the group; only inlets waits for it
 	write   *net.UDPConn
 	rx      *receiver
 	tx      *sender
+	to      endpoint // the group
 
-	readBuffer, writeBuffer int // granted
+	aloneMu sync.RWMutex
+	alone   *alone // nil after Close
+	gone    uint64 // drops of those before it
+
+	ttl                     int
+	readBuffer, writeBuffer int // asked for, then granted
 
 	probeMu sync.Mutex // one look at the path at a time
 	probe   *net.UDPConn
 	path    atomic.Pointer[path]
 	lost    atomic.Bool // there was none at the last look
-
-	dropsMu sync.Mutex
-	drops   uint64
 }
 
 // Open joins the group. Its errors are of type *Error; errors.Is tells
@@ -104,25 +110,16 @@ func (c *Conn) open(cfg Config) error {
 	if err := c.findDevices(cfg); err != nil {
 		return err
 	}
-	cfg.ReadBuffer = cmp.Or(cfg.ReadBuffer, DefaultBuffer)
-	cfg.WriteBuffer = cmp.Or(cfg.WriteBuffer, DefaultBuffer)
+	c.ttl = cfg.TTL
+	c.readBuffer = cmp.Or(cfg.ReadBuffer, DefaultBuffer)
+	c.writeBuffer = cmp.Or(cfg.WriteBuffer, DefaultBuffer)
 
 	// The path comes first: it finds out what is wrong with an interface
 	// before a socket option has to fail because of it.
 	if err := c.openProbe(); err != nil {
 		return err
 	}
-	if err := c.openSockets(cfg); err != nil {
-		return err
-	}
-	var err error
-	if c.rx, err = newReceiver(c.read, c.joined); err != nil {
-		return c.fail("receive from", c.in.name, err)
-	}
-	if c.tx, err = newSender(c.write, sockaddr(c.group, c.out)); err != nil {
-		return c.fail("send to", c.out.name, err)
-	}
-	return nil
+	return c.openSockets(!cfg.NoReuse)
 }
 
 func (c *Conn) check(cfg Config) error {
@@ -142,26 +139,29 @@ func (c *Conn) check(cfg Config) error {
 
 // Close leaves the group and ends calls that wait with net.ErrClosed.
 func (c *Conn) Close() error {
-	var errs [4]error
-	if c.tx != nil { // and so all else
-		c.Drops() // which the kernel is about to forget
+	var errs [6]error
+	if c.rx != nil {
+		c.rx.drops() // which the kernel is about to forget
 	}
+	if c.inlets != nil {
+		errs[0] = c.inlets.close()
+	}
+	errs[1] = c.closeAlone()
 	if c.read != nil {
 		// A socket that is joined on an index leaves it when it ends, and it may
 		// end late, in a process that is just being forked: by then the next Conn
 		// has joined, maybe on another interface of this index.
-		m, _ := c.multicaster(c.read)
-		_ = m.LeaveGroup(c.joined.iface(), &net.UDPAddr{IP: c.group.Addr().AsSlice()})
-		errs[0] = c.read.Close()
+		_ = c.member(leave)
+		errs[2] = c.read.Close()
 	}
 	if c.write != nil {
-		errs[1] = c.write.Close()
+		errs[3] = c.write.Close()
 	}
 	if c.probe != nil {
-		errs[2] = c.probe.Close()
+		errs[4] = c.probe.Close()
 	}
 	if c.routes != nil {
-		errs[3] = c.routes.conn.Close()
+		errs[5] = c.routes.conn.Close()
 	}
 	return errors.Join(errs[:]...)
 }
@@ -171,6 +171,7 @@ type Local struct {
 	Group       netip.AddrPort
 	In, Out     string     // the interfaces' names; "" where the kernel chooses
 	Source      netip.Addr // where datagrams come from
+	Port        uint16     // likewise, and where those to this node alone go: the group's, or another if that is taken
 	MTU         int        // of the path to the group, in bytes
 	ReadBuffer  int        // bytes granted, in the measure of Config
 	WriteBuffer int
@@ -181,19 +182,20 @@ func (c *Conn) Local() Local {
 	p := c.path.Load()
 	return Local{
 		Group: c.group, In: c.in.name, Out: c.out.name,
-		Source: p.source, MTU: p.mtu,
+		Source: p.source, Port: c.port(), MTU: p.mtu,
 		ReadBuffer: c.readBuffer, WriteBuffer: c.writeBuffer,
 	}
 }
 
-// Drops counts the datagrams that came while the receive buffer was full, since
+// Drops counts the datagrams that came while a receive buffer was full, since
 // Open and until Close. The kernel counts in 32 bits: call it once in 4,000
 // million drops.
 func (c *Conn) Drops() uint64 {
-	c.dropsMu.Lock()
-	defer c.dropsMu.Unlock()
-	if n, err := socketDrops(c.rx.conn); err == nil {
-		c.drops += uint64(n - uint32(c.drops))
+	c.aloneMu.RLock()
+	defer c.aloneMu.RUnlock()
+	n := c.rx.drops() + c.gone
+	if c.alone != nil {
+		n += c.alone.rx.drops()
 	}
-	return c.drops
+	return n
 }

@@ -59,7 +59,11 @@ func (c *Conn) Check() (Change, error) {
 		return Reopen, err
 	case err != nil:
 		return Away, err
-	case *c.path.Load() != before:
+	}
+	if change, err := c.followSource(); err != nil {
+		return change, c.fail("be reached beside", c.in.name, err)
+	}
+	if *c.path.Load() != before {
 		return Changed, nil
 	}
 	return Unchanged, nil
@@ -97,7 +101,11 @@ func (c *Conn) openProbe() (err error) {
 			return c.fail("find the path to", "", err)
 		}
 	}
-	if c.probe, err = udpSocket(c.group.Addr(), nil); err == nil {
+	var file *os.File
+	if file, err = udpSocket(c.group.Addr(), nil); err == nil {
+		c.probe, err = polled(file)
+	}
+	if err == nil {
 		err = c.sendThrough(c.probe)
 	}
 	if err != nil {

@@ -257,6 +257,11 @@ func (f fault) run(t *testing.T, j, k *nstest.NS, cfg Config) {
 	expect(t, ck, "after")
 	send(t, ck, "and back")
 	expect(t, cj, "and back")
+	look(t, k, ck) // whose address may be another, too
+	// A link-local address alone reaches no other of IPv6.
+	if cj.Local().Source.IsLinkLocalUnicast() == ck.Local().Source.IsLinkLocalUnicast() {
+		answer(t, cj, ck)
+	}
 	if change, err := look(t, j, cj); change != Unchanged || err != nil {
 		t.Errorf("in the end %v: %v", change, err)
 	}

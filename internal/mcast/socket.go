@@ -6,48 +6,70 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 )
 
-// openSockets opens a socket to listen on and one to send with, both bound to the
-// group. The C daemon has one for both; but a socket is bound to one device, and
-// one that asks for errors gets those that strangers forge, too.
-func (c *Conn) openSockets(cfg Config) (err error) {
+// openSockets opens a socket to hear the group with, one to send to it, and what
+// talks to one node alone. The C daemon has one for all; but a socket is bound to
+// one device, one that asks for errors gets those that strangers forge, too, and
+// one that is bound to the group hears nothing else.
+func (c *Conn) openSockets(share bool) (err error) {
 	if c.joined, err = c.whereToJoin(); err == nil {
-		c.read, err = c.socket(c.joined, !cfg.NoReuse)
+		c.inlets, err = newInlets()
+	}
+	if err == nil {
+		c.read, err = c.socket(c.joined, c.group.Port(), share)
 	}
 	if err == nil {
 		_ = control(c.read, func(fd int) error {
-			grow(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, cfg.ReadBuffer)
+			grow(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, c.readBuffer)
 			return nil
 		})
-		err = c.join()
+		err = c.member(join)
+	}
+	if err == nil {
+		c.rx, err = newReceiver(c.read, c.joined, false)
+	}
+	if err == nil {
+		err = c.inlets.add(c.rx)
 	}
 	if err != nil {
 		return c.fail("join", c.in.name, explain(err, c.in))
 	}
-	if c.write, err = c.secondSocket(cfg); err == nil {
-		err = c.limitReach(cfg.TTL)
+	if c.alone, err = c.openAlone(); err == nil {
+		err = c.inlets.add(c.alone.rx)
+	}
+	if err != nil {
+		return c.fail("be reached beside", c.in.name, explain(err, c.in))
+	}
+	if c.write, err = c.secondSocket(share); err == nil {
+		err = c.limitReach()
 	}
 	if err == nil {
 		err = c.sendThrough(c.write)
 	}
+	if err == nil {
+		c.tx, err = newSender(c.write)
+	}
 	if err != nil {
 		return c.fail("send to", c.out.name, explain(err, c.out))
 	}
+	c.to = endpointAt(c.group, c.out.index)
 	c.readBuffer = granted(c.read, unix.SO_RCVBUF)
 	c.writeBuffer = granted(c.write, unix.SO_SNDBUF)
 	return nil
 }
 
 // secondSocket opens the socket to send with. It is joined to nothing and so hears
-// nothing. To be bound where the first one is, it must share the address with it;
-// where others are to be kept off, only until then.
-func (c *Conn) secondSocket(cfg Config) (*net.UDPConn, error) {
-	share := func(conn *net.UDPConn, on int) error {
+// nothing. What it sends comes from the port where this node is reached alone: most
+// often that of the group. To be bound where the first one is, it must share the
+// address with it; where others are to be kept off, only until then.
+func (c *Conn) secondSocket(shared bool) (*net.UDPConn, error) {
+	share := func(conn syscall.Conn, on int) error {
 		return control(conn, func(fd int) error {
 			return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, on)
 		})
@@ -55,11 +77,15 @@ func (c *Conn) secondSocket(cfg Config) (*net.UDPConn, error) {
 	if err := share(c.read, 1); err != nil {
 		return nil, err
 	}
-	conn, err := c.socket(c.out, true)
+	file, err := c.socket(c.out, c.port(), true)
 	if err != nil {
 		return nil, err
 	}
-	if cfg.NoReuse {
+	conn, err := polled(file)
+	if err != nil {
+		return nil, err
+	}
+	if !shared {
 		if err := errors.Join(share(c.read, 0), share(conn, 0)); err != nil {
 			return conn, err
 		}
@@ -72,7 +98,7 @@ func (c *Conn) secondSocket(cfg Config) (*net.UDPConn, error) {
 		o = option{"IP_RECVERR", unix.IPPROTO_IP, unix.IP_RECVERR, 1}
 	}
 	return conn, control(conn, func(fd int) error {
-		grow(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, cfg.WriteBuffer)
+		grow(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, c.writeBuffer)
 		grow(fd, unix.SO_RCVBUF, unix.SO_RCVBUF, 0) // the least there is
 		return o.set(fd)
 	})
@@ -91,16 +117,16 @@ func (o option) set(fd int) error {
 	return nil
 }
 
-// socket opens a UDP socket that is bound to the group and to dev.
-func (c *Conn) socket(dev device, share bool) (*net.UDPConn, error) {
+// socket opens a UDP socket that is bound to the group, a port and dev.
+func (c *Conn) socket(dev device, port uint16, share bool) (*os.File, error) {
 	return udpSocket(c.group.Addr(), func(fd int) error {
-		return c.bind(fd, dev, share)
+		return c.bind(fd, dev, port, share)
 	})
 }
 
-// bind binds a socket to the group and to dev. The options are those that must be
-// set first and that x/net lacks.
-func (c *Conn) bind(fd int, dev device, share bool) error {
+// bind binds a socket to the group, a port and dev. The options are those that must
+// be set first and that x/net lacks.
+func (c *Conn) bind(fd int, dev device, port uint16, share bool) error {
 	options := []option{
 		{"IP_MULTICAST_ALL", unix.IPPROTO_IP, unix.IP_MULTICAST_ALL, 0},
 		{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO},
@@ -116,6 +142,11 @@ func (c *Conn) bind(fd int, dev device, share bool) error {
 	if share {
 		options = append(options, option{"SO_REUSEADDR", unix.SOL_SOCKET, unix.SO_REUSEADDR, 1})
 	}
+	return bindTo(fd, options, netip.AddrPortFrom(c.group.Addr(), port), dev)
+}
+
+// bindTo sets options and binds a socket to an address and to dev.
+func bindTo(fd int, options []option, at netip.AddrPort, dev device) error {
 	for _, o := range options {
 		if err := o.set(fd); err != nil {
 			return err
@@ -126,13 +157,11 @@ func (c *Conn) bind(fd int, dev device, share bool) error {
 			return fmt.Errorf("bind to the device (before Linux 5.7 it takes CAP_NET_RAW): %w", err)
 		}
 	}
-	return os.NewSyscallError("bind", unix.Bind(fd, sockaddr(c.group, dev)))
+	return os.NewSyscallError("bind", unix.Bind(fd, sockaddr(at, dev)))
 }
 
 // multicaster is what ipv4.PacketConn and ipv6.PacketConn have in common.
 type multicaster interface {
-	JoinGroup(*net.Interface, net.Addr) error
-	LeaveGroup(*net.Interface, net.Addr) error
 	SetMulticastInterface(*net.Interface) error
 	SetMulticastLoopback(on bool) error
 }
@@ -161,11 +190,23 @@ func (c *Conn) whereToJoin() (device, error) {
 	return device{index: index, name: name}, err
 }
 
-// join makes the socket hear the group.
-func (c *Conn) join() error {
-	m, _ := c.multicaster(c.read)
-	err := m.JoinGroup(c.joined.iface(), &net.UDPAddr{IP: c.group.Addr().AsSlice()})
-	if c.group.Addr().Is6() && errors.Is(err, unix.EINVAL) {
+// What can be done about the membership, as IPv4 and IPv6 call it.
+var (
+	join  = [2]int{unix.IP_ADD_MEMBERSHIP, unix.IPV6_ADD_MEMBERSHIP}
+	leave = [2]int{unix.IP_DROP_MEMBERSHIP, unix.IPV6_DROP_MEMBERSHIP}
+)
+
+// member makes the socket hear the group, or no longer.
+func (c *Conn) member(what [2]int) error {
+	err := control(c.read, func(fd int) error {
+		if c.group.Addr().Is4() {
+			return unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, what[0],
+				&unix.IPMreqn{Multiaddr: c.group.Addr().As4(), Ifindex: int32(c.joined.index)})
+		}
+		return unix.SetsockoptIPv6Mreq(fd, unix.IPPROTO_IPV6, what[1],
+			&unix.IPv6Mreq{Multiaddr: c.group.Addr().As16(), Interface: uint32(c.joined.index)})
+	})
+	if c.group.Addr().Is6() && err == unix.EINVAL {
 		err = unix.EADDRNOTAVAIL // the device has no IPv6, its MTU being under 1280
 	}
 	return c.named("ADD_MEMBERSHIP", err)
@@ -173,13 +214,13 @@ func (c *Conn) join() error {
 
 // limitReach keeps what is sent off this host's own sockets and, beyond ttl hops,
 // off others.
-func (c *Conn) limitReach(ttl int) error {
+func (c *Conn) limitReach() error {
 	m, setTTL := c.multicaster(c.write)
 	if err := m.SetMulticastLoopback(false); err != nil {
 		return fmt.Errorf("turn multicast loopback off: %w", err)
 	}
-	if err := setTTL(ttl); err != nil {
-		return fmt.Errorf("set the TTL to %d: %w", ttl, err)
+	if err := setTTL(c.ttl); err != nil {
+		return fmt.Errorf("set the TTL to %d: %w", c.ttl, err)
 	}
 	return nil
 }
@@ -226,7 +267,7 @@ func grow(fd, force, plain, size int) {
 
 // granted is the size of a buffer in the measure in which it is asked for: the
 // kernel doubles that for its own overhead.
-func granted(conn *net.UDPConn, name int) (size int) {
+func granted(conn syscall.Conn, name int) (size int) {
 	control(conn, func(fd int) (err error) {
 		size, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, name)
 		return err
@@ -241,11 +282,10 @@ func sockaddr(a netip.AddrPort, dev device) unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: uint32(dev.index)}
 }
 
-// udpSocket opens a socket of addr's family and, after bind is done with it, hands
-// it to the runtime's poller. A nil bind leaves it unbound. A net.ListenConfig
-// would not do: given a group, it binds to the wildcard address, where unicast is
-// heard too.
-func udpSocket(addr netip.Addr, bind func(fd int) error) (*net.UDPConn, error) {
+// udpSocket opens a socket of addr's family and has bind bind it; a nil bind leaves
+// it unbound. A net.ListenConfig would not do: given a group, it binds to the
+// wildcard address, where unicast is heard too.
+func udpSocket(addr netip.Addr, bind func(fd int) error) (*os.File, error) {
 	domain := unix.AF_INET6
 	if addr.Is4() {
 		domain = unix.AF_INET
@@ -254,13 +294,19 @@ func udpSocket(addr netip.Addr, bind func(fd int) error) (*net.UDPConn, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	f := os.NewFile(uintptr(fd), "multicast")
-	defer f.Close()
+	f := os.NewFile(uintptr(fd), "UDP socket")
 	if bind != nil {
 		if err := bind(fd); err != nil {
+			f.Close()
 			return nil, err
 		}
 	}
+	return f, nil
+}
+
+// polled hands a socket to the runtime's poller, and takes it over.
+func polled(f *os.File) (*net.UDPConn, error) {
+	defer f.Close()
 	conn, err := net.FilePacketConn(f) // a duplicate of it
 	if err != nil {
 		return nil, err
@@ -269,8 +315,8 @@ func udpSocket(addr netip.Addr, bind func(fd int) error) (*net.UDPConn, error) {
 }
 
 // control runs f on the socket's descriptor; it fails with net.ErrClosed after
-// Close.
-func control(conn *net.UDPConn, f func(fd int) error) error {
+// Close if the socket is polled.
+func control(conn syscall.Conn, f func(fd int) error) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return err
