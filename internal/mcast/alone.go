@@ -128,6 +128,9 @@ func (c *Conn) closeAlone() error {
 // followSource makes what is sent to the address that datagrams come from now be
 // heard. The port stays the same, since others know it.
 func (c *Conn) followSource() (Change, error) {
+	if c.beside {
+		return Unchanged, nil
+	}
 	c.aloneMu.Lock()
 	defer c.aloneMu.Unlock()
 	if c.alone == nil {
@@ -156,7 +159,11 @@ func (c *Conn) followSource() (Change, error) {
 }
 
 // errNoNode is why nothing is sent to an address.
-var errNoNode = errors.New("a node has a unicast address of the group's family, and a port")
+var errNoNode = errors.New("a node has a unicast address, of the family that others are reached by, and a port")
+
+func isNode(a netip.AddrPort) bool {
+	return a.IsValid() && !a.Addr().IsMulticast() && !a.Addr().IsUnspecified() && a.Port() != 0
+}
 
 // WriteTo sends b to one node alone, the one that a datagram came From. It waits and
 // fails as Write does. It allocates nothing.
@@ -170,7 +177,7 @@ func (c *Conn) WriteTo(b []byte, to netip.AddrPort) error {
 
 func (c *Conn) writeTo(b []byte, to netip.AddrPort) error {
 	addr := to.Addr()
-	if !addr.IsValid() || addr.Is4() != c.group.Addr().Is4() || addr.IsMulticast() || addr.IsUnspecified() || to.Port() == 0 {
+	if !isNode(to) || addr.Is4() != c.group.Addr().Is4() {
 		return errNoNode
 	}
 	scope := c.out.index

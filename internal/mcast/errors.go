@@ -36,7 +36,12 @@ func (e *Error) Error() string {
 	if e.Device != "" {
 		on = " on " + e.Device
 	}
-	if e.Node.IsValid() {
+	switch {
+	case e.Node.IsValid() && e.Node.Addr().IsUnspecified():
+		return fmt.Sprintf("%s UDP port %d%s: %v", e.Op, e.Node.Port(), on, e.Err)
+	case !e.Node.IsValid() && !e.Group.IsValid():
+		return fmt.Sprintf("%s unicast%s: %v", e.Op, on, e.Err)
+	case e.Node.IsValid():
 		return fmt.Sprintf("%s node %v%s: %v", e.Op, e.Node, on, e.Err)
 	}
 	return fmt.Sprintf("%s multicast group %v%s: %v", e.Op, e.Group, on, e.Err)

@@ -42,6 +42,7 @@ const DefaultBuffer = 4 << 20
 type Config struct {
 	// Group is the multicast address and UDP port. An IPv6 address may have a
 	// zone, the name or index of an interface: it then stands for In and Out.
+	// OpenPeers does without.
 	Group netip.AddrPort
 
 	// In and Out are the interfaces to listen on and to send through, each the
@@ -68,6 +69,7 @@ type Config struct {
 // methods may be called concurrently.
 type Conn struct {
 	group   netip.AddrPort
+	beside  bool // Peers own its inlets, and speak to one node alone
 	in, out device
 	routes  *router // only where the kernel chooses
 	joined  device  // in, or what the kernel has chosen
@@ -127,7 +129,15 @@ func (c *Conn) check(cfg Config) error {
 	case !c.group.Addr().IsMulticast():
 		return ErrNotMulticast
 	case c.group.Port() == 0:
-		return errors.New("port 0: choose one from 1 to 65535")
+		return errPort
+	}
+	return checkNumbers(cfg)
+}
+
+var errPort = errors.New("port 0: choose one from 1 to 65535")
+
+func checkNumbers(cfg Config) error {
+	switch {
 	case cfg.TTL < 0 || cfg.TTL > 255:
 		return fmt.Errorf("a TTL of %d: choose one from 0 to 255", cfg.TTL)
 	case min(cfg.ReadBuffer, cfg.WriteBuffer) < 0 || max(cfg.ReadBuffer, cfg.WriteBuffer) > MaxBuffer:
@@ -143,7 +153,10 @@ func (c *Conn) Close() error {
 	if c.rx != nil {
 		c.rx.drops() // which the kernel is about to forget
 	}
-	if c.inlets != nil {
+	if c.inlets != nil && c.rx != nil {
+		_ = c.inlets.remove(c.rx) // it fails if they are closed
+	}
+	if c.inlets != nil && !c.beside {
 		errs[0] = c.inlets.close()
 	}
 	errs[1] = c.closeAlone()
@@ -168,7 +181,8 @@ func (c *Conn) Close() error {
 
 // Local is what a Conn came to be.
 type Local struct {
-	Group       netip.AddrPort
+	Group       netip.AddrPort // not valid if there is none
+	Peers       []netip.AddrPort
 	In, Out     string     // the interfaces' names; "" where the kernel chooses
 	Source      netip.Addr // where datagrams come from
 	Port        uint16     // likewise, and where those to this node alone go: the group's, or another if that is taken
@@ -193,7 +207,10 @@ func (c *Conn) Local() Local {
 func (c *Conn) Drops() uint64 {
 	c.aloneMu.RLock()
 	defer c.aloneMu.RUnlock()
-	n := c.rx.drops() + c.gone
+	n := c.gone
+	if c.rx != nil {
+		n += c.rx.drops()
+	}
 	if c.alone != nil {
 		n += c.alone.rx.drops()
 	}

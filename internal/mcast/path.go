@@ -117,12 +117,16 @@ func (c *Conn) openProbe() (err error) {
 // MaxPayload is the number of bytes that a datagram may hold: what the path's
 // MTU leaves beside the headers, and at most MaxDatagram.
 func (c *Conn) MaxPayload() int {
+	return min(c.path.Load().mtu-headers(c.group.Addr()), MaxDatagram)
+}
+
+// headers is how many bytes precede the payload of a datagram of addr's family.
+func headers(addr netip.Addr) int {
 	const udp, ipv4, ipv6 = 8, 20, 40
-	headers := udp + ipv6
-	if c.group.Addr().Is4() {
-		headers = udp + ipv4
+	if addr.Is4() {
+		return ipv4 + udp
 	}
-	return min(c.path.Load().mtu-headers, MaxDatagram)
+	return ipv6 + udp
 }
 
 // Refresh looks at the path again. Write does so by itself when a datagram turns
@@ -146,12 +150,6 @@ func (c *Conn) Refresh() error {
 }
 
 func (c *Conn) findPath(fd int) (path, error) {
-	// A connected socket keeps its source address: it must forget it first.
-	unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}
-	if _, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd),
-		uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec)); errno != 0 {
-		return path{}, os.NewSyscallError("disconnect", errno)
-	}
 	if c.out.index == 0 && c.group.Addr().Is4() {
 		// Left alone, connect looks the route up again by the source address it
 		// has found, which leads to the interface, past the route and its MTU.
@@ -163,11 +161,22 @@ func (c *Conn) findPath(fd int) (path, error) {
 			return path{}, os.NewSyscallError("find the route", err)
 		}
 	}
-	if err := unix.Connect(fd, sockaddr(c.group, c.out)); err != nil {
+	return findPath(fd, sockaddr(c.group, c.out), c.out.name)
+}
+
+// findPath connects a socket and asks it. A link-local source gets zone.
+func findPath(fd int, to unix.Sockaddr, zone string) (path, error) {
+	// A connected socket keeps its source address: it must forget it first.
+	unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+	if _, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd),
+		uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec)); errno != 0 {
+		return path{}, os.NewSyscallError("disconnect", errno)
+	}
+	if err := unix.Connect(fd, to); err != nil {
 		return path{}, os.NewSyscallError("connect", err)
 	}
 	level, name := unix.IPPROTO_IPV6, unix.IPV6_MTU
-	if c.group.Addr().Is4() {
+	if _, is4 := to.(*unix.SockaddrInet4); is4 {
 		level, name = unix.IPPROTO_IP, unix.IP_MTU
 	}
 	mtu, err := unix.GetsockoptInt(fd, level, name)
@@ -185,7 +194,7 @@ func (c *Conn) findPath(fd int) (path, error) {
 	case *unix.SockaddrInet6:
 		p.source = netip.AddrFrom16(local.Addr)
 		if p.source.IsLinkLocalUnicast() {
-			p.source = p.source.WithZone(c.out.name)
+			p.source = p.source.WithZone(zone)
 		}
 	}
 	if p.source.IsUnspecified() { // IPv4 would send from 0.0.0.0

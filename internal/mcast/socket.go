@@ -18,7 +18,7 @@ import (
 // one device, one that asks for errors gets those that strangers forge, too, and
 // one that is bound to the group hears nothing else.
 func (c *Conn) openSockets(share bool) (err error) {
-	if c.joined, err = c.whereToJoin(); err == nil {
+	if c.joined, err = c.whereToJoin(); err == nil && !c.beside {
 		c.inlets, err = newInlets()
 	}
 	if err == nil {
@@ -40,11 +40,13 @@ func (c *Conn) openSockets(share bool) (err error) {
 	if err != nil {
 		return c.fail("join", c.in.name, explain(err, c.in))
 	}
-	if c.alone, err = c.openAlone(); err == nil {
-		err = c.inlets.add(c.alone.rx)
-	}
-	if err != nil {
-		return c.fail("be reached beside", c.in.name, explain(err, c.in))
+	if !c.beside {
+		if c.alone, err = c.openAlone(); err == nil {
+			err = c.inlets.add(c.alone.rx)
+		}
+		if err != nil {
+			return c.fail("be reached beside", c.in.name, explain(err, c.in))
+		}
 	}
 	if c.write, err = c.secondSocket(share); err == nil {
 		err = c.limitReach()
