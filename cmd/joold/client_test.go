@@ -200,3 +200,14 @@ func TestTheControlSocketIsNamedAfterTheInstance(t *testing.T) {
 		t.Errorf("status %d, %q", status, stderr)
 	}
 }
+
+func TestStatusNamesTheNodesThatAreSentTo(t *testing.T) {
+	s := sampleStatus()
+	s.Network.Group, s.Network.Unicast = "", []string{"192.0.2.5:6400", "[2001:db8::5]:6400"}
+	var b strings.Builder
+	writeStatus(&b, s)
+	const want = "group      none, in eth2, out eth2\n           sends to each of 192.0.2.5:6400, [2001:db8::5]:6400\n"
+	if !strings.Contains(b.String(), want) {
+		t.Errorf("got\n%s\nwant in it\n%s", b.String(), want)
+	}
+}

@@ -41,7 +41,7 @@ func TestAMistakeIsOneLineAndStatus2(t *testing.T) {
 		args []string
 		want string
 	}{
-		{nil, "no multicast group: name one as in `joold ff08::db8:64:64`, by --net.mcast.addr, or in a file (see `joold help`)"},
+		{nil, "no multicast group: name one as in `joold ff08::db8:64:64`, by --net.mcast.addr, or in a file (see `joold help`); or nodes by --net.peer"},
 		{[]string{"--nett.ttl", "3"}, "unknown flag --nett.ttl; the nearest is --net.ttl"},
 		{[]string{"stauts"}, `no command, address or file is called "stauts"; the nearest command is "status"`},
 		{[]string{"-i", "edge", "advertize"}, `no command, address or file is called "advertize"; the nearest command is "advertise"`},

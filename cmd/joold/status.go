@@ -74,7 +74,10 @@ func writeStatus(w io.Writer, s *control.Status) error {
 		line("instance", "%s: out of service: %s", i.Name, i.WaitingFor)
 	}
 	n := s.Network
-	line("group", "%s, in %s, out %s", n.Group, kernelsChoice(n.In), kernelsChoice(n.Out))
+	line("group", "%s, in %s, out %s", cmp.Or(n.Group, "none"), kernelsChoice(n.In), kernelsChoice(n.Out))
+	if len(n.Unicast) > 0 {
+		line("", "sends to each of %s", strings.Join(n.Unicast, ", "))
+	}
 	if n.Cluster != "" {
 		line("", "cluster %s", n.Cluster)
 	}

@@ -34,7 +34,7 @@ _joold() {
     fi
     for ((i = 1; i < COMP_CWORD; i++)); do
         case ${COMP_WORDS[i]} in
-        --batch.capacity|--batch.deadline|--batch.refresh|--batch.table|--config|--control.socket|--instance|--log.format|--log.level|--mod.capacity|--mod.flush-deadline|--net.accept-unsigned|--net.cluster|--net.dev.in|--net.dev.out|--net.hop-limit|--net.key-file|--net.mcast.addr|--net.mcast.port|--net.rcvbuf|--net.source|--net.ttl|--net.wire|--rate|--socket|--stats.address|--stats.port|-i|-o|-p|-t)
+        --batch.capacity|--batch.deadline|--batch.refresh|--batch.table|--config|--control.socket|--instance|--log.format|--log.level|--mod.capacity|--mod.flush-deadline|--net.accept-unsigned|--net.cluster|--net.dev.in|--net.dev.out|--net.hop-limit|--net.key-file|--net.mcast.addr|--net.mcast.port|--net.peer|--net.rcvbuf|--net.source|--net.ttl|--net.wire|--rate|--socket|--stats.address|--stats.port|-i|-o|-p|-t)
             [[ ${COMP_WORDS[i+1]} == = ]] && ((i++))
             ((i++))
             ;;
@@ -49,6 +49,7 @@ _joold() {
     :-i|:--instance) _joold_matching "$cur" < <(_joold_instances); return ;;
     :--net.mcast.addr) return ;;
     :-p|:--net.mcast.port) return ;;
+    :--net.peer) return ;;
     :--net.dev.in) _joold_matching "$cur" < <(ls /sys/class/net 2>/dev/null); return ;;
     :-o|:--net.dev.out) _joold_matching "$cur" < <(ls /sys/class/net 2>/dev/null); return ;;
     :-t|:--net.ttl) return ;;
@@ -80,7 +81,7 @@ _joold() {
     esac
 
     case $command:$cur in
-    :-*) _joold_words "$cur" -i --instance --net.mcast.addr -p --net.mcast.port --net.dev.in -o --net.dev.out -t --net.ttl --net.source --net.hop-limit --net.rcvbuf --net.cluster --net.key-file --net.encrypt --net.accept-unsigned --net.wire --mod.flush-deadline --mod.capacity --mod.enable --batch.deadline --batch.refresh --batch.capacity --batch.table --stats.address --stats.port --control.socket --log.format --log.level --config --version -h --help ;;
+    :-*) _joold_words "$cur" -i --instance --net.mcast.addr -p --net.mcast.port --net.peer --net.dev.in -o --net.dev.out -t --net.ttl --net.source --net.hop-limit --net.rcvbuf --net.cluster --net.key-file --net.encrypt --net.accept-unsigned --net.wire --mod.flush-deadline --mod.capacity --mod.enable --batch.deadline --batch.refresh --batch.capacity --batch.table --stats.address --stats.port --control.socket --log.format --log.level --config --version -h --help ;;
     :*) _joold_words "$cur" advertise follow status keygen version help completion; _joold_files "$cur" ;;
     advertise:-*) _joold_words "$cur" -i --instance --socket --rate -q --quiet -h --help ;;
     follow:-*) _joold_words "$cur" -i --instance --json -h --help ;;

@@ -17,7 +17,7 @@ function __joold_in
             continue
         end
         switch $word
-            case --batch.capacity --batch.deadline --batch.refresh --batch.table --config --control.socket --instance --log.format --log.level --mod.capacity --mod.flush-deadline --net.accept-unsigned --net.cluster --net.dev.in --net.dev.out --net.hop-limit --net.key-file --net.mcast.addr --net.mcast.port --net.rcvbuf --net.source --net.ttl --net.wire --rate --socket --stats.address --stats.port -i -o -p -t
+            case --batch.capacity --batch.deadline --batch.refresh --batch.table --config --control.socket --instance --log.format --log.level --mod.capacity --mod.flush-deadline --net.accept-unsigned --net.cluster --net.dev.in --net.dev.out --net.hop-limit --net.key-file --net.mcast.addr --net.mcast.port --net.peer --net.rcvbuf --net.source --net.ttl --net.wire --rate --socket --stats.address --stats.port -i -o -p -t
                 set skip 1
             case advertise follow status keygen version help completion
                 set command $word
@@ -38,7 +38,8 @@ complete -c joold -n '__joold_in ""' -a completion -d 'write the shell\'s comple
 
 complete -c joold -n '__joold_in ""' -l instance -s i -d 'Jool instance to serve' -x -a '(__joold_instances)'
 complete -c joold -n '__joold_in ""' -l net.mcast.addr -d 'multicast group; the same as a bare ADDR' -x
-complete -c joold -n '__joold_in ""' -l net.mcast.port -s p -d 'UDP port of the group' -x
+complete -c joold -n '__joold_in ""' -l net.mcast.port -s p -d 'UDP port, of the group and of this node' -x
+complete -c joold -n '__joold_in ""' -l net.peer -d 'send to this node by unicast as well, or instead; may be repeated' -x
 complete -c joold -n '__joold_in ""' -l net.dev.in -d 'interface to receive on, or one of its addresses' -x -a '(ls /sys/class/net 2>/dev/null)'
 complete -c joold -n '__joold_in ""' -l net.dev.out -s o -d 'interface to send on, or one of its addresses' -x -a '(ls /sys/class/net 2>/dev/null)'
 complete -c joold -n '__joold_in ""' -l net.ttl -s t -d 'TTL, or hop limit, of what is sent' -x

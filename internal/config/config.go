@@ -27,11 +27,13 @@ import (
 type Config struct {
 	Instance string // Jool's name of the instance: 1 to 15 bytes, printable ASCII
 
-	Group     string // the multicast group: an address, perhaps with %zone, or a host name
-	Port      uint16 // of the group, not 0
+	Group     string // the multicast group: an address, perhaps with %zone, or a host name; "" for none if there are Peers
+	Port      uint16 // of the group, and where peers send to; not 0
 	In, Out   string // interfaces to receive and to send on, by name or address; "" leaves it to the kernel
 	TTL       int    // of what is sent, or its hop limit: 0 to 255
 	ReuseAddr bool   // false only where a C daemon's file says so
+
+	Peers []netip.AddrPort // nodes that are each sent to; at most 64, no port 0
 
 	ReadBuffer int     // of the group's socket, in bytes: 4096 to 1,073,741,823
 	Sources    Sources // who may send; none for anybody
@@ -109,8 +111,11 @@ var settings = []setting{
 		doc: "multicast group; the same as a bare ADDR",
 		set: setGroup, get: func(c *Config) any { return c.Group }},
 	{name: "net.mcast.port", short: "p", arg: "PORT", def: "6400", kind: text | number,
-		doc: "UDP port of the group",
+		doc: "UDP port, of the group and of this node",
 		set: setPort, get: func(c *Config) any { return c.Port }},
+	{name: "net.peer", arg: "ADDR[:PORT]", def: "none", kind: text | list,
+		doc: "send to this node by unicast as well, or instead; may be repeated",
+		set: setPeers, get: func(c *Config) any { return c.Peers }},
 	{name: "net.dev.in", arg: "IF", kind: text,
 		doc: "interface to receive on, or one of its addresses",
 		set: setIn, get: func(c *Config) any { return c.In }},
@@ -201,8 +206,12 @@ func (c *Config) Differ(next *Config) (live, fixed []string) {
 }
 
 // ResolveGroup is the group's address and port, looked up if the group is
-// given by name. The first address that is a multicast one is taken.
+// given by name. The first address that is a multicast one is taken. Where there is
+// no group it is not valid.
 func (c *Config) ResolveGroup(ctx context.Context) (netip.AddrPort, error) {
+	if c.Group == "" {
+		return netip.AddrPort{}, nil
+	}
 	addrs := make([]netip.Addr, 1)
 	var err error
 	if addrs[0], err = netip.ParseAddr(c.Group); err != nil {
@@ -230,11 +239,11 @@ var (
 
 // validate is for what no setting can tell alone.
 func (c *Config) validate() error {
-	if c.Group == "" {
+	if c.Group == "" && len(c.Peers) == 0 {
 		return errors.New("no multicast group: name one as in `joold ff08::db8:64:64`, " +
-			"by --net.mcast.addr, or in a file (see `joold help`)")
+			"by --net.mcast.addr, or in a file (see `joold help`); or nodes by --net.peer")
 	}
-	return nil
+	return c.completePeers()
 }
 
 // maxInstance is INAME_MAX_SIZE without its terminator.

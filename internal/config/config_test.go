@@ -119,7 +119,7 @@ func TestFlagsAreSpeltAsInC(t *testing.T) {
 
 func TestAMistakeOnTheCommandLineIsOneLineThatNamesIt(t *testing.T) {
 	tests := []struct{ line, want string }{
-		{"", "no multicast group: name one as in `joold ff08::db8:64:64`, by --net.mcast.addr, or in a file (see `joold help`)"},
+		{"", "no multicast group: name one as in `joold ff08::db8:64:64`, by --net.mcast.addr, or in a file (see `joold help`); or nodes by --net.peer"},
 		{"--net.mcast.adr ff08::1", "unknown flag --net.mcast.adr; the nearest is --net.mcast.addr"},
 		{"--net.mcast.address ff08::1", "unknown flag --net.mcast.address; the nearest is --net.mcast.addr"},
 		{"-x ff08::1", "unknown flag -x"},
@@ -270,7 +270,7 @@ func TestADifferenceIsNamedAndToldApartByWhetherItCanBeApplied(t *testing.T) {
 	}
 	fixed := map[string]string{
 		"instance": "edge", "net.mcast.addr": "ff08::2", "net.mcast.port": "6401", "net.dev.in": "eth0", "net.dev.out": "eth0",
-		"net.ttl": "2", "net.rcvbuf": "4096", "net.cluster": "edge", "net.wire": "4.1.12", "batch.table": "1", "control.socket": "/s", "log.format": "json",
+		"net.ttl": "2", "net.rcvbuf": "4096", "net.cluster": "edge", "net.wire": "4.1.12", "net.peer": "192.0.2.5", "batch.table": "1", "control.socket": "/s", "log.format": "json",
 		"stats.address": "::1", "stats.port": "1",
 	}
 	was := with(func(c *Config) { c.Group, c.Stats = "ff08::1", true })

@@ -52,14 +52,16 @@ type Table struct {
 	Sweeps           uint64 `json:"sweeps"`            // times that the kernel's table was read through for what peers lack
 }
 
-// Network is the multicast group and how it is reached.
+// Network is the multicast group, or the nodes that are each sent to, and how they are
+// reached.
 type Network struct {
 	WaitingFor  string   `json:"waiting_for,omitempty"` // why nothing passes
 	Cluster     string   `json:"cluster"`
 	Keys        int      `json:"keys"`               // of the cluster; with none nothing is signed
 	Encrypts    bool     `json:"encrypts"`           // what is sent
 	Unsigned    []string `json:"unsigned,omitempty"` // prefixes from which it is heard who does not sign, though there are keys
-	Group       string   `json:"group"`
+	Group       string   `json:"group"`              // "" if there is none
+	Unicast     []string `json:"unicast,omitempty"`  // nodes that are each sent to
 	In          string   `json:"in"`
 	Out         string   `json:"out"`
 	Source      string   `json:"source,omitempty"`

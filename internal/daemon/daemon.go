@@ -50,7 +50,8 @@ type watcher interface {
 	Close() error
 }
 
-// network is what the daemon needs of the group: *mcast.Conn in earnest.
+// network is what the daemon needs of the group, or of peers: *mcast.Conn or
+// *mcast.Peers in earnest.
 type network interface {
 	ReadBatch(d []mcast.Datagram) (int, error)
 	Write(b []byte) error
@@ -67,6 +68,7 @@ var (
 	_ kernel  = (*nlchan.Conn)(nil)
 	_ watcher = (*nlchan.Watcher)(nil)
 	_ network = (*mcast.Conn)(nil)
+	_ network = (*mcast.Peers)(nil)
 )
 
 // Options are what the process around a Daemon gives it.
@@ -163,13 +165,17 @@ func Run(ctx context.Context, cfg *config.Config, o Options) error {
 	return g.Wait()
 }
 
-// openGroup opens the group of the configuration.
+// openGroup opens the group of the configuration, or its peers, or both.
 func (d *Daemon) openGroup(ctx context.Context) (network, error) {
 	group, err := d.fixed.ResolveGroup(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return mcast.Open(groupConfig(d.fixed, group))
+	cfg := groupConfig(d.fixed, group)
+	if peers := d.fixed.Peers; len(peers) > 0 {
+		return mcast.OpenPeers(cfg, d.fixed.Port, peers)
+	}
+	return mcast.Open(cfg)
 }
 
 func groupConfig(cfg *config.Config, group netip.AddrPort) mcast.Config {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"time"
 
 	"joold/internal/config"
@@ -75,9 +76,21 @@ func (d *Daemon) use(group network) {
 	}
 	d.current.Store(&group)
 	d.out.resize(group.MaxPayload())
-	d.about[theGroup].Info("joined the group", "group", local.Group, "in", local.In, "out", local.Out, "from", local.Source,
+	what := "joined the group"
+	if len(local.Peers) > 0 {
+		what = "sends to peers"
+	}
+	d.about[theGroup].Info(what, "group", shownGroup(local.Group), "peers", len(local.Peers), "in", local.In, "out", local.Out, "from", local.Source,
 		"port", local.Port, "mtu", local.MTU, "receive_buffer", local.ReadBuffer)
 	d.condition.has(theGroup)
+}
+
+// shownGroup is a group as people read it; "" if there is none.
+func shownGroup(group netip.AddrPort) string {
+	if !group.IsValid() {
+		return ""
+	}
+	return group.String()
 }
 
 // leave closes the group.

@@ -69,11 +69,14 @@ func (d *Daemon) status(now time.Time) control.Status {
 		local := group.Local()
 		s.Network = control.Network{
 			WaitingFor: s.Network.WaitingFor,
-			Group:      local.Group.String(), In: local.In, Out: local.Out, Source: local.Source.String(), Port: local.Port,
+			Group:      shownGroup(local.Group), In: local.In, Out: local.Out, Source: local.Source.String(), Port: local.Port,
 			MTU: local.MTU, MaxPayload: group.MaxPayload(),
 			ReadBuffer: local.ReadBuffer, WriteBuffer: local.WriteBuffer,
 		}
 		s.Net.SocketDrops += group.Drops()
+	}
+	for _, p := range d.fixed.Peers {
+		s.Network.Unicast = append(s.Network.Unicast, p.String())
 	}
 	cfg := d.live.Load()
 	s.Network.Cluster, s.Network.Keys, s.Network.Encrypts = d.fixed.Cluster, len(cfg.Keys.Hints()), cfg.Encrypt

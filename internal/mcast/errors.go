@@ -25,8 +25,8 @@ var (
 // unix.Errno, to net.ErrClosed after Close, or to os.ErrDeadlineExceeded.
 type Error struct {
 	Op     string         // what was tried with the group: "join", "send to", "receive from"
-	Group  netip.AddrPort // the group
-	Node   netip.AddrPort // the one node that was sent to; else not valid
+	Group  netip.AddrPort // the group; not valid if it is about peers
+	Node   netip.AddrPort // the one node that was sent to, or with no address the port that peers send to; else not valid
 	Device string         // the interface as the operator named it; "" if the kernel chose
 	Err    error
 }
@@ -37,10 +37,8 @@ func (e *Error) Error() string {
 		on = " on " + e.Device
 	}
 	switch {
-	case e.Node.IsValid() && e.Node.Addr().IsUnspecified():
+	case e.Node.IsValid() && e.Node.Addr().IsUnspecified() && !e.Group.IsValid():
 		return fmt.Sprintf("%s UDP port %d%s: %v", e.Op, e.Node.Port(), on, e.Err)
-	case !e.Node.IsValid() && !e.Group.IsValid():
-		return fmt.Sprintf("%s unicast%s: %v", e.Op, on, e.Err)
 	case e.Node.IsValid():
 		return fmt.Sprintf("%s node %v%s: %v", e.Op, e.Node, on, e.Err)
 	}

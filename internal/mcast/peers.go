@@ -353,7 +353,11 @@ func (p *Peers) send(b []byte, to netip.AddrPort, s *anywhere, dest *endpoint) e
 	return p.fail("send to", to, p.out.name, err)
 }
 
+// fail is about a node, or if that is not valid about the port.
 func (p *Peers) fail(op string, node netip.AddrPort, device string, err error) error {
+	if !node.IsValid() {
+		node = p.at(false)
+	}
 	return &Error{Op: op, Node: node, Device: device, Err: err}
 }
 
