@@ -119,6 +119,7 @@ func (c *Conn) closeAlone() error {
 	if c.alone == nil {
 		return nil
 	}
+	_ = c.inlets.remove(c.alone.rx) // it fails if they are closed
 	c.gone += c.alone.rx.drops()
 	err := c.alone.close()
 	c.alone = nil
@@ -167,15 +168,17 @@ func isNode(a netip.AddrPort) bool {
 
 // WriteTo sends b to one node alone, the one that a datagram came From. It waits and
 // fails as Write does. It allocates nothing.
-func (c *Conn) WriteTo(b []byte, to netip.AddrPort) error {
-	err := c.writeTo(b, netip.AddrPortFrom(to.Addr().Unmap(), to.Port()))
+func (c *Conn) WriteTo(b []byte, to netip.AddrPort) error { return c.sendTo(b, to, true) }
+
+func (c *Conn) sendTo(b []byte, to netip.AddrPort, wait bool) error {
+	err := c.writeTo(b, netip.AddrPortFrom(to.Addr().Unmap(), to.Port()), wait)
 	if err == nil {
 		return nil
 	}
 	return &Error{Op: "send to", Group: c.group, Node: to, Device: c.out.name, Err: err}
 }
 
-func (c *Conn) writeTo(b []byte, to netip.AddrPort) error {
+func (c *Conn) writeTo(b []byte, to netip.AddrPort, wait bool) error {
 	addr := to.Addr()
 	if !isNode(to) || addr.Is4() != c.group.Addr().Is4() {
 		return errNoNode
@@ -193,7 +196,7 @@ func (c *Conn) writeTo(b []byte, to netip.AddrPort) error {
 	if c.alone == nil {
 		return net.ErrClosed
 	}
-	err := c.alone.tx.write(b, &dest)
+	err := c.alone.tx.write(b, &dest, wait)
 	if errors.Is(err, unix.EMSGSIZE) {
 		err = fmt.Errorf("%w: it has %d bytes (%w)", ErrTooBig, len(b), err)
 	}

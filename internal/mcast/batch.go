@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"sync"
 	"syscall"
@@ -72,14 +73,17 @@ func (c *Conn) SetReadDeadline(t time.Time) error { return c.inlets.setReadDeadl
 // waits, 100 ms at most: then it fails with os.ErrDeadlineExceeded. If b does not
 // fit (ErrTooBig), the path is looked at again first: MaxPayload then tells what
 // does. It allocates nothing.
-func (c *Conn) Write(b []byte) error {
+func (c *Conn) Write(b []byte) error { return c.send(b, true) }
+
+// send waits for room if it is told to; else it is as if it had.
+func (c *Conn) send(b []byte, wait bool) error {
 	if c.lost.Load() {
 		// IPv4 would send from 0.0.0.0, which nobody takes, and say nothing.
 		if err := c.Refresh(); err != nil {
 			return err
 		}
 	}
-	err := c.tx.write(b, &c.to)
+	err := c.tx.write(b, &c.to, wait)
 	if errors.Is(err, unix.EMSGSIZE) {
 		// If the path is gone altogether, the next datagrams will tell.
 		_ = c.Refresh()
@@ -287,11 +291,14 @@ func (s *sender) tryOnce(fd uintptr) bool {
 
 // write waits for room in the socket's buffer only if there is none: to set a
 // deadline is not cheap.
-func (s *sender) write(b []byte, to *endpoint) error {
+func (s *sender) write(b []byte, to *endpoint, wait bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.b, s.to, s.waits = b, *to, false
 	err := s.attempt()
+	if err == unix.EAGAIN && !wait {
+		return os.ErrDeadlineExceeded
+	}
 	if err == unix.EAGAIN {
 		s.conn.SetWriteDeadline(time.Now().Add(patience))
 		s.waits = true

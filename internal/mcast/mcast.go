@@ -69,7 +69,8 @@ type Config struct {
 // methods may be called concurrently.
 type Conn struct {
 	group   netip.AddrPort
-	beside  bool // Peers own its inlets, and speak to one node alone
+	shared  bool // its inlets are not its own
+	beside  bool // Peers speak to one node alone
 	in, out device
 	routes  *router // only where the kernel chooses
 	joined  device  // in, or what the kernel has chosen
@@ -156,7 +157,7 @@ func (c *Conn) Close() error {
 	if c.inlets != nil && c.rx != nil {
 		_ = c.inlets.remove(c.rx) // it fails if they are closed
 	}
-	if c.inlets != nil && !c.beside {
+	if c.inlets != nil && !c.shared {
 		errs[0] = c.inlets.close()
 	}
 	errs[1] = c.closeAlone()
@@ -189,6 +190,8 @@ type Local struct {
 	MTU         int        // of the path to the group, in bytes
 	ReadBuffer  int        // bytes granted, in the measure of Config
 	WriteBuffer int
+
+	Links []LinkState // where there are several; what precedes is then of the first that can be used
 }
 
 // Local describes the Conn as of the last look at the path.

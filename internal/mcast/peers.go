@@ -261,7 +261,7 @@ func (p *Peers) openGroup(cfg Config) error {
 	if _, err := p.socket(is4); err != nil {
 		return p.fail("listen at", p.at(is4), p.in.name, explain(err, p.in))
 	}
-	c := &Conn{group: netip.AddrPortFrom(cfg.Group.Addr().Unmap(), cfg.Group.Port()), inlets: p.inlets, beside: true}
+	c := &Conn{group: netip.AddrPortFrom(cfg.Group.Addr().Unmap(), cfg.Group.Port()), inlets: p.inlets, shared: true, beside: true}
 	p.group = c
 	return c.open(cfg)
 }
@@ -343,7 +343,7 @@ func (p *Peers) scope(a netip.Addr) int {
 }
 
 func (p *Peers) send(b []byte, to netip.AddrPort, s *anywhere, dest *endpoint) error {
-	err := s.tx.write(b, dest)
+	err := s.tx.write(b, dest, true)
 	if err == nil {
 		return nil
 	}

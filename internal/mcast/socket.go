@@ -18,7 +18,7 @@ import (
 // one device, one that asks for errors gets those that strangers forge, too, and
 // one that is bound to the group hears nothing else.
 func (c *Conn) openSockets(share bool) (err error) {
-	if c.joined, err = c.whereToJoin(); err == nil && !c.beside {
+	if c.joined, err = c.whereToJoin(); err == nil && !c.shared {
 		c.inlets, err = newInlets()
 	}
 	if err == nil {
