@@ -211,3 +211,23 @@ func TestStatusNamesTheNodesThatAreSentTo(t *testing.T) {
 		t.Errorf("got\n%s\nwant in it\n%s", b.String(), want)
 	}
 }
+
+func TestStatusNamesEachOfSeveralLinks(t *testing.T) {
+	s := sampleStatus()
+	s.Network.Links = []control.Link{
+		{In: "eth2", Out: "eth2", Carrier: true, Source: "192.0.2.4"},
+		{In: "eth3", Out: "eth3", WaitingFor: "the interface is down", Failed: 7},
+		{In: "eth4", Out: "eth4", Source: "fe80::4"},
+	}
+	var b strings.Builder
+	writeStatus(&b, s)
+	for _, want := range []string{
+		"           link in eth2, out eth2, from 192.0.2.4: in use; 0 datagrams could not be sent on it\n",
+		"           link in eth3, out eth3, from no address: away: the interface is down; 7 datagrams could not be sent on it\n",
+		"           link in eth4, out eth4, from fe80::4: no carrier; 0 datagrams could not be sent on it\n",
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("got\n%s\nwant in it\n%s", b.String(), want)
+		}
+	}
+}

@@ -78,6 +78,16 @@ func writeStatus(w io.Writer, s *control.Status) error {
 	if len(n.Unicast) > 0 {
 		line("", "sends to each of %s", strings.Join(n.Unicast, ", "))
 	}
+	for _, l := range n.Links {
+		state := "in use"
+		switch {
+		case l.WaitingFor != "":
+			state = "away: " + l.WaitingFor
+		case !l.Carrier:
+			state = "no carrier"
+		}
+		line("", "link in %s, out %s, from %s: %s; %d datagrams could not be sent on it", l.In, l.Out, cmp.Or(l.Source, "no address"), state, l.Failed)
+	}
 	if n.Cluster != "" {
 		line("", "cluster %s", n.Cluster)
 	}

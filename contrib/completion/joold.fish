@@ -40,8 +40,8 @@ complete -c joold -n '__joold_in ""' -l instance -s i -d 'Jool instance to serve
 complete -c joold -n '__joold_in ""' -l net.mcast.addr -d 'multicast group; the same as a bare ADDR' -x
 complete -c joold -n '__joold_in ""' -l net.mcast.port -s p -d 'UDP port, of the group and of this node' -x
 complete -c joold -n '__joold_in ""' -l net.peer -d 'send to this node by unicast as well, or instead; may be repeated' -x
-complete -c joold -n '__joold_in ""' -l net.dev.in -d 'interface to receive on, or one of its addresses' -x -a '(ls /sys/class/net 2>/dev/null)'
-complete -c joold -n '__joold_in ""' -l net.dev.out -s o -d 'interface to send on, or one of its addresses' -x -a '(ls /sys/class/net 2>/dev/null)'
+complete -c joold -n '__joold_in ""' -l net.dev.in -d 'interface to receive on, or one of its addresses; or several, one a link' -x -a '(ls /sys/class/net 2>/dev/null)'
+complete -c joold -n '__joold_in ""' -l net.dev.out -s o -d 'interface to send on, or one of its addresses; or several, likewise' -x -a '(ls /sys/class/net 2>/dev/null)'
 complete -c joold -n '__joold_in ""' -l net.ttl -s t -d 'TTL, or hop limit, of what is sent' -x
 complete -c joold -n '__joold_in ""' -l net.source -d 'accept datagrams only from here; may be repeated' -x
 complete -c joold -n '__joold_in ""' -l net.hop-limit -d 'accept no datagram with a lower TTL, or hop limit; 0 accepts all' -x

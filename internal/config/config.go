@@ -29,7 +29,7 @@ type Config struct {
 
 	Group     string // the multicast group: an address, perhaps with %zone, or a host name; "" for none if there are Peers
 	Port      uint16 // of the group, and where peers send to; not 0
-	In, Out   string // interfaces to receive and to send on, by name or address; "" leaves it to the kernel
+	In, Out   string // interfaces to receive and to send on, by name or address; "" leaves it to the kernel; see Links
 	TTL       int    // of what is sent, or its hop limit: 0 to 255
 	ReuseAddr bool   // false only where a C daemon's file says so
 
@@ -117,10 +117,10 @@ var settings = []setting{
 		doc: "send to this node by unicast as well, or instead; may be repeated",
 		set: setPeers, get: func(c *Config) any { return c.Peers }},
 	{name: "net.dev.in", arg: "IF", kind: text,
-		doc: "interface to receive on, or one of its addresses",
+		doc: "interface to receive on, or one of its addresses; or several, one a link",
 		set: setIn, get: func(c *Config) any { return c.In }},
 	{name: "net.dev.out", short: "o", arg: "IF", kind: text,
-		doc: "interface to send on, or one of its addresses",
+		doc: "interface to send on, or one of its addresses; or several, likewise",
 		set: setOut, get: func(c *Config) any { return c.Out }},
 	{name: "net.ttl", short: "t", arg: "N", def: "1", kind: number,
 		doc: "TTL, or hop limit, of what is sent",
@@ -243,6 +243,9 @@ func (c *Config) validate() error {
 		return errors.New("no multicast group: name one as in `joold ff08::db8:64:64`, " +
 			"by --net.mcast.addr, or in a file (see `joold help`); or nodes by --net.peer")
 	}
+	if err := c.checkLinks(); err != nil {
+		return err
+	}
 	return c.completePeers()
 }
 
@@ -288,15 +291,54 @@ func setOut(c *Config, s string) error { return setInterface(&c.Out, s) }
 // maxInterface is IFNAMSIZ without its terminator.
 const maxInterface = 15
 
+// maxLinks bounds the links of a cluster. Two are what it is for.
+const maxLinks = 8
+
+// setInterface takes one interface, or several with commas between them.
 func setInterface(dst *string, s string) error {
-	if _, err := netip.ParseAddr(s); err != nil {
-		// The kernel's own rules (dev_valid_name).
-		odd := func(r rune) bool { return r == '/' || r == ':' || unicode.IsSpace(r) || !unicode.IsPrint(r) }
-		if s == "" || len(s) > maxInterface || s == "." || s == ".." || strings.ContainsFunc(s, odd) {
-			return errors.New("want the name of an interface, or one of its addresses")
+	links := strings.Split(s, ",")
+	for i, one := range links {
+		if _, err := netip.ParseAddr(one); err != nil {
+			// The kernel's own rules (dev_valid_name).
+			odd := func(r rune) bool { return r == '/' || r == ':' || unicode.IsSpace(r) || !unicode.IsPrint(r) }
+			if one == "" || len(one) > maxInterface || one == "." || one == ".." || strings.ContainsFunc(one, odd) {
+				return errors.New("want the name of an interface, or one of its addresses")
+			}
+		}
+		if slices.Contains(links[:i], one) {
+			return fmt.Errorf("%s is there twice", one)
 		}
 	}
+	if len(links) > maxLinks {
+		return fmt.Errorf("%d are too many: want at most %d", len(links), maxLinks)
+	}
 	*dst = s
+	return nil
+}
+
+// Link is the interfaces of one link, each as In and Out.
+type Link struct{ In, Out string }
+
+// Links are the links that carry the group: one, unless In and Out list several, the
+// first of each for the first link.
+func (c *Config) Links() []Link {
+	in, out := strings.Split(c.In, ","), strings.Split(c.Out, ",")
+	links := make([]Link, len(in))
+	for i := range links {
+		links[i] = Link{in[i], out[i]}
+	}
+	return links
+}
+
+// checkLinks is for what neither In nor Out can tell alone.
+func (c *Config) checkLinks() error {
+	in, out := strings.Count(c.In, ",")+1, strings.Count(c.Out, ",")+1
+	switch {
+	case in != out:
+		return fmt.Errorf("--net.dev.in names %d interfaces, --net.dev.out %d: want as many, in the same order", in, out)
+	case in > 1 && len(c.Peers) > 0:
+		return errors.New("--net.peer goes with one interface to receive on and one to send on: several carry a group")
+	}
 	return nil
 }
 

@@ -71,6 +71,18 @@ type Network struct {
 	Wire        string   `json:"wire"`
 	ReadBuffer  int      `json:"read_buffer"`
 	WriteBuffer int      `json:"write_buffer"`
+	Links       []Link   `json:"links,omitempty"` // where there are several; In to MTU are then of the first that can be used
+}
+
+// Link is one of several links that carry the group.
+type Link struct {
+	In         string `json:"in"`
+	Out        string `json:"out"`
+	WaitingFor string `json:"waiting_for,omitempty"` // why nothing passes
+	Carrier    bool   `json:"carrier"`
+	Source     string `json:"source,omitempty"`
+	MTU        int    `json:"mtu"`
+	Failed     uint64 `json:"failed"` // datagrams that could not be sent on it
 }
 
 // Kernel counts what passes between the daemon and the module.

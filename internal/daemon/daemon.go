@@ -50,8 +50,8 @@ type watcher interface {
 	Close() error
 }
 
-// network is what the daemon needs of the group, or of peers: *mcast.Conn or
-// *mcast.Peers in earnest.
+// network is what the daemon needs of the group, or of peers: *mcast.Conn, *mcast.Links
+// or *mcast.Peers in earnest.
 type network interface {
 	ReadBatch(d []mcast.Datagram) (int, error)
 	Write(b []byte) error
@@ -68,6 +68,7 @@ var (
 	_ kernel  = (*nlchan.Conn)(nil)
 	_ watcher = (*nlchan.Watcher)(nil)
 	_ network = (*mcast.Conn)(nil)
+	_ network = (*mcast.Links)(nil)
 	_ network = (*mcast.Peers)(nil)
 )
 
@@ -136,7 +137,7 @@ func Run(ctx context.Context, cfg *config.Config, o Options) error {
 		if err != nil {
 			return err
 		}
-		return watchPath(ctx, groupConfig(cfg, group), changed)
+		return watchPath(ctx, groupConfigs(cfg, group)[0], changed)
 	}
 
 	server, err := listenControl(cfg)
@@ -171,17 +172,24 @@ func (d *Daemon) openGroup(ctx context.Context) (network, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg := groupConfig(d.fixed, group)
-	if peers := d.fixed.Peers; len(peers) > 0 {
-		return mcast.OpenPeers(cfg, d.fixed.Port, peers)
+	cfgs := groupConfigs(d.fixed, group)
+	switch {
+	case len(d.fixed.Peers) > 0:
+		return mcast.OpenPeers(cfgs[0], d.fixed.Port, d.fixed.Peers)
+	case len(cfgs) > 1:
+		return mcast.OpenLinks(cfgs)
 	}
-	return mcast.Open(cfg)
+	return mcast.Open(cfgs[0])
 }
 
-func groupConfig(cfg *config.Config, group netip.AddrPort) mcast.Config {
-	return mcast.Config{
-		Group: group, In: cfg.In, Out: cfg.Out, TTL: cfg.TTL, NoReuse: !cfg.ReuseAddr, ReadBuffer: cfg.ReadBuffer,
+// groupConfigs are the group's, one a link.
+func groupConfigs(cfg *config.Config, group netip.AddrPort) (cfgs []mcast.Config) {
+	for _, l := range cfg.Links() {
+		cfgs = append(cfgs, mcast.Config{
+			Group: group, In: l.In, Out: l.Out, TTL: cfg.TTL, NoReuse: !cfg.ReuseAddr, ReadBuffer: cfg.ReadBuffer,
+		})
 	}
+	return cfgs
 }
 
 func listenControl(cfg *config.Config) (*control.Server, error) {

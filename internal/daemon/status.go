@@ -73,6 +73,16 @@ func (d *Daemon) status(now time.Time) control.Status {
 			MTU: local.MTU, MaxPayload: group.MaxPayload(),
 			ReadBuffer: local.ReadBuffer, WriteBuffer: local.WriteBuffer,
 		}
+		for _, l := range local.Links {
+			link := control.Link{In: l.In, Out: l.Out, Carrier: l.Carrier, Failed: l.Failed, MTU: l.MTU}
+			if l.Source.IsValid() {
+				link.Source = l.Source.String()
+			}
+			if l.Away != nil {
+				link.WaitingFor = l.Away.Error()
+			}
+			s.Network.Links = append(s.Network.Links, link)
+		}
 		s.Net.SocketDrops += group.Drops()
 	}
 	for _, p := range d.fixed.Peers {
