@@ -92,6 +92,7 @@ type Daemon struct {
 	limit   *logging.Limiter
 	about   [parts]logging.Latest // for whether they are there
 	carrier logging.Latest        // for whether the group's interface has one
+	links   links                 // for each of several links
 	done    logging.Latest        // for what it has done, and what it found
 	started time.Time
 
@@ -244,6 +245,7 @@ func (d *Daemon) run(ctx context.Context) error {
 		for _, log := range append(d.about[:], d.carrier, d.done) {
 			log.Flush()
 		}
+		d.links.flush()
 	}()
 	return g.Wait()
 }

@@ -82,6 +82,7 @@ func (d *Daemon) use(group network) {
 	}
 	d.about[theGroup].Info(what, "group", shownGroup(local.Group), "peers", len(local.Peers), "in", local.In, "out", local.Out, "from", local.Source,
 		"port", local.Port, "mtu", local.MTU, "receive_buffer", local.ReadBuffer)
+	d.links.say(d.Log, local.Links)
 	d.condition.has(theGroup)
 }
 
@@ -183,6 +184,7 @@ func (d *Daemon) checkPath() {
 	}
 	away := !d.pathLost.IsZero()
 	change, err := group.Check()
+	d.links.say(d.Log, group.Local().Links)
 	switch {
 	case errors.Is(err, net.ErrClosed): // and about to be joined again
 	case change == mcast.Reopen:

@@ -1,7 +1,9 @@
 package mcast
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -99,9 +101,17 @@ func (l *Links) none() (err error) {
 		if one.away == nil {
 			return nil
 		}
-		err = errors.Join(err, one.away)
+		err = also(err, one.away)
 	}
 	return err
+}
+
+// also is both errors, on one line.
+func also(a, b error) error {
+	if a == nil || b == nil {
+		return cmp.Or(a, b)
+	}
+	return fmt.Errorf("%w; %w", a, b)
 }
 
 // ReadBatch is as Conn's; each link's datagrams are kinds of their own.
@@ -230,7 +240,7 @@ func (l *Links) Check() (Change, error) {
 			switch change {
 			case Unchanged:
 				one.away = nil
-				unknown = errors.Join(unknown, err)
+				unknown = also(unknown, err)
 			case Changed:
 				one.away, changed = nil, true
 				one.near = one.conn.prefixes()

@@ -281,9 +281,10 @@ func (p *Peers) SetReadDeadline(t time.Time) error { return p.inlets.setReadDead
 
 // Write sends b to the group and to each peer. It succeeds if one of them was sent
 // to, unless b does not fit one of the paths: that, and what others were not sent,
-// is ErrTooBig. It waits and fails as Conn's.
+// is ErrTooBig. It waits and fails as Conn's, and waits for the group and for one peer
+// at the most.
 func (p *Peers) Write(b []byte) error {
-	sent := false
+	sent, wait := false, true
 	var failed, tooBig error
 	note := func(err error) {
 		switch {
@@ -299,7 +300,11 @@ func (p *Peers) Write(b []byte) error {
 		note(p.group.Write(b))
 	}
 	for _, to := range p.peers {
-		note(p.send(b, to.addr, to.by, &to.to))
+		err := p.send(b, to.addr, to.by, &to.to, wait)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			wait = false
+		}
+		note(err)
 	}
 	switch {
 	case tooBig != nil:
@@ -318,7 +323,7 @@ func (p *Peers) WriteTo(b []byte, to netip.AddrPort) error {
 		for _, s := range p.sockets {
 			if s.is4 == to.Addr().Is4() {
 				dest := endpointAt(to, p.scope(to.Addr()))
-				return p.send(b, to, s, &dest)
+				return p.send(b, to, s, &dest, true)
 			}
 		}
 	}
@@ -342,8 +347,8 @@ func (p *Peers) scope(a netip.Addr) int {
 	return dev.index
 }
 
-func (p *Peers) send(b []byte, to netip.AddrPort, s *anywhere, dest *endpoint) error {
-	err := s.tx.write(b, dest, true)
+func (p *Peers) send(b []byte, to netip.AddrPort, s *anywhere, dest *endpoint, wait bool) error {
+	err := s.tx.write(b, dest, wait)
 	if err == nil {
 		return nil
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -340,5 +341,32 @@ func TestNothingIsAllocatedPerDatagramAndPeer(t *testing.T) {
 		}
 	}); allocs != 0 {
 		t.Errorf("%v allocations", allocs)
+	}
+}
+
+func TestAFullSendBufferIsWaitedForOnceForAllPeers(t *testing.T) {
+	j, _ := pair(t)
+	// A wire of 8 bits a second keeps what is sent in the sender's buffer.
+	j.Command("tc", "qdisc", "add", "dev", "eth2", "root", "tbf", "rate", "8bit", "burst", "1600", "limit", "10000000")
+	cfg := Config{In: "eth2", Out: "eth2", TTL: 1, WriteBuffer: 16384}
+	var addrs []string
+	for i := range MaxPeers {
+		// Their neighbours' addresses are known, or they would be asked for first.
+		j.IP(fmt.Sprintf("neighbour add 192.0.2.%d lladdr 02:00:00:00:00:01 dev eth2", 100+i))
+		addrs = append(addrs, fmt.Sprintf("192.0.2.%d:6400", 100+i))
+	}
+	p := openPeers(t, j, cfg, addrs...)
+	for n := 0; ; n++ {
+		began := time.Now()
+		err := p.Write(full)
+		if took := time.Since(began); took > MaxPeers*patience/2 {
+			t.Fatalf("waited %v", took)
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return
+		}
+		if err != nil || n == 1000 {
+			t.Fatalf("after %d datagrams to each: %v", n, err)
+		}
 	}
 }
