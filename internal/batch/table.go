@@ -92,6 +92,9 @@ type Table struct {
 
 	doubtFrom, doubtTill int64 // see Doubt
 
+	digest session.Digest // of what is remembered
+	taken  []session.Ref  // see Taken
+
 	counts TableCounts
 }
 
@@ -209,9 +212,10 @@ func (t *Table) observe(s *session.Session, g *guess, now int64) {
 		}
 	}
 	r := t.at(slot)
-	r.here = kindOf(s)
+	t.become(r, kindOf(s))
 	r.dies.set(now + int64(s.Expiration))
 	r.announced.set(now)
+	r.from = 0
 	r.seen = t.sweep
 	if r.waits != 0 {
 		if r.there != r.here {
@@ -305,6 +309,7 @@ func (t *Table) Due() (since time.Time, ok bool) {
 // to know them: see Unsent.
 func (t *Table) Take(dst []session.Session, most int, now time.Time) []session.Session {
 	ms := t.tick(now)
+	t.taken = t.taken[:0]
 	for taken := 0; taken < most && t.Pending() > 0; {
 		n := t.news.first
 		if n == 0 {
@@ -313,7 +318,8 @@ func (t *Table) Take(dst []session.Session, most int, now time.Time) []session.S
 		slot := t.place(n).slot
 		r := t.at(slot)
 		t.unqueue(slot)
-		if r.dies.get() > ms {
+		alive := r.dies.get() > ms
+		if alive {
 			dst = append(dst, r.asOf(ms))
 			r.share(r.here, r.dies.get(), ms)
 			taken++
@@ -321,6 +327,9 @@ func (t *Table) Take(dst []session.Session, most int, now time.Time) []session.S
 			t.counts.Died++
 		}
 		t.settle(slot)
+		if alive {
+			t.taken = append(t.taken, t.ref(slot))
+		}
 	}
 	return dst
 }
@@ -376,7 +385,7 @@ func (t *Table) Unsent(s []session.Session, retry bool) {
 				continue
 			}
 			r := t.at(slot)
-			r.here = kindOf(&s[i])
+			t.become(r, kindOf(&s[i]))
 			r.dies.set(t.now + int64(s[i].Expiration))
 		}
 		r := t.at(slot)
@@ -474,7 +483,7 @@ func (t *Table) Learn(s *session.Session, now time.Time) {
 		return
 	}
 	r := t.at(slot)
-	r.here = kindOf(s)
+	t.become(r, kindOf(s))
 	r.dies.set(ms + int64(s.Expiration))
 }
 
@@ -502,7 +511,7 @@ func (t *Table) Lacks(s *session.Session, now time.Time) bool {
 func (t *Table) read(r *record, s *session.Session, now, since int64) {
 	r.seen = t.sweep
 	if r.waits == 0 && max(r.announced.get(), r.shared.get()) < since {
-		r.here = kindOf(s)
+		t.become(r, kindOf(s))
 		r.dies.set(now + int64(s.Expiration))
 	}
 }
@@ -522,6 +531,7 @@ func (t *Table) lacks(r *record) bool {
 // knowledge is sent, being fresher. Those appended count as sent: see Unsent.
 func (t *Table) Sweep(dst, from []session.Session, base, begun time.Time, all bool, most int, now time.Time) (_ []session.Session, through int) {
 	ms, read, since := t.tick(now), t.ms(base), t.ms(begun)
+	t.taken = t.taken[:0]
 	for taken := 0; through < len(from) && taken < most; through++ {
 		s := &from[through]
 		dies := read + int64(s.Expiration)
@@ -538,16 +548,20 @@ func (t *Table) Sweep(dst, from []session.Session, base, begun time.Time, all bo
 		}
 		r := t.at(slot)
 		if r.waits == 0 && r.announced.get() < read && r.shared.get() < read {
-			r.here = kindOf(s)
+			t.become(r, kindOf(s))
 			r.dies.set(dies)
 		}
-		if r.dies.get() > ms && (all && r.shared.get() <= since || t.lacks(r)) {
+		due := r.dies.get() > ms && (all && r.shared.get() <= since || t.lacks(r))
+		if due {
 			t.unqueue(slot)
 			dst = append(dst, r.asOf(ms))
 			r.share(r.here, r.dies.get(), ms)
 			taken++
 		}
 		t.settle(slot)
+		if due {
+			t.taken = append(t.taken, t.ref(slot))
+		}
 	}
 	return dst, through
 }
@@ -682,7 +696,8 @@ func (t *Table) judge(from uint32, s *session.Session, now int64) (Verdict, BIB)
 		r.seen = t.sweep + 1 // a sweep that begins now may be over before this is injected
 	}
 	r.share(kind, dies, now)
-	r.here, r.from = kind, from
+	t.become(r, kind)
+	r.from = from
 	r.dies.set(dies)
 	t.unqueue(slot) // this is newer
 	t.settle(slot)

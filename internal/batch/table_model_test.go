@@ -183,7 +183,7 @@ func (m *model) observe(s session.Session) {
 		}
 		r = m.add(&s)
 	}
-	r.Session, r.dies, r.announced, r.seen = s, m.now+int64(s.Expiration), m.now, m.sweep
+	r.Session, r.dies, r.announced, r.from, r.seen = s, m.now+int64(s.Expiration), m.now, 0, m.sweep
 	if m.waits(k) {
 		if r.there == nil || !sameKind(r.there, &s) {
 			m.promote(k)
@@ -624,7 +624,9 @@ func (p *play) compare() {
 	if tab.records != len(m.known) {
 		p.fail("%d sessions, want %d", tab.records, len(m.known))
 	}
+	var digest session.Digest
 	for k, want := range m.known {
+		digest.Add(want.Hash())
 		r := p.lookup(k)
 		if r == nil {
 			p.fail("%+v is missing", k)
@@ -653,6 +655,9 @@ func (p *play) compare() {
 		if m.waits(k) != (r.waits != 0) {
 			p.fail("%+v waits: %v", k, r.waits != 0)
 		}
+	}
+	if digest != *tab.Digest() {
+		p.fail("the digest is another than that of the sessions")
 	}
 	since, ok := tab.Due()
 	if ok != (len(m.since) > 0) {

@@ -25,7 +25,7 @@ func (i *instant) set(ms int64) {
 // kind is a session's state and timer.
 type kind uint8
 
-// nothing is the kind of a session that peers do not know.
+// nothing is the kind of a session that peers do not know, or the kernel.
 const nothing kind = 0xff
 
 func kindOf(s *session.Session) kind { return kind(s.State&7)<<2 | kind(s.Timer&3) }
@@ -41,7 +41,7 @@ type record struct {
 	known     instant // when peers believe that it dies
 	announced instant // when this kernel last did so
 	shared    instant // when peers last learned of it, from here or from each other
-	from      uint32  // which peer told it last
+	from      uint32  // which peer had the last word; 0 if this kernel had, or nobody
 	waits     uint32  // its place among those that wait to be sent, or 0; of a free record, the next free one
 	here      kind    // in this kernel
 	there     kind    // as peers know it
@@ -177,7 +177,7 @@ func (t *Table) insert(k *key, h uint64) uint32 {
 		t.top++
 	}
 	r := t.at(slot)
-	*r = record{key: *k, there: nothing, flags: inUse, seen: t.sweep}
+	*r = record{key: *k, here: nothing, there: nothing, flags: inUse, seen: t.sweep}
 	t.records++
 	if !t.sessions.put(h, slot, t.rehash) {
 		t.release(slot)
@@ -222,6 +222,7 @@ func (t *Table) enterRing(slot uint32) bool {
 func (t *Table) forget(slot uint32) {
 	r := t.at(slot)
 	t.unqueue(slot)
+	t.become(r, nothing)
 	hm, hn := t.secret.hashMask(&r.key), t.secret.hashNode(&r.key)
 	if n := *t.ring(slot); n.next == slot {
 		t.masks.remove(hm, slot, t.rehashMask)

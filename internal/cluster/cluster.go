@@ -19,9 +19,8 @@ import (
 	"joold/internal/wire"
 )
 
-// Ref is the Host's reference to a session that it remembers, never 0. When the
-// session is gone it may come to mean another.
-type Ref uint32
+// Ref is the Host's reference to a session that it remembers.
+type Ref = session.Ref
 
 // Host is what a Node needs of the daemon around it. A Node calls it from within
 // its own methods, so under whatever lock those are called.

@@ -16,6 +16,56 @@ type Status struct {
 	Net      Net       `json:"net"`
 	Log      Log       `json:"log"`
 	Peers    []Peer    `json:"peers"`
+	Cluster  *Cluster  `json:"cluster,omitempty"` // absent while there is no instance
+}
+
+// Cluster is this node's part among the nodes of ours, and what it knows of the
+// others. C daemons are among the Peers only.
+type Cluster struct {
+	Node         string   `json:"node"`  // this node's name
+	State        string   `json:"state"` // "syncing", "synced" or "gave up"
+	Why          string   `json:"why"`
+	Since        float64  `json:"since_seconds"` // in this state
+	Active       bool     `json:"active"`        // this node's kernel announces sessions of its own
+	Sessions     int      `json:"sessions"`
+	Copying      string   `json:"copying,omitempty"` // the node of which a copy is being taken
+	Giving       int      `json:"giving"`            // copies that are being given
+	Verified     *float64 `json:"verified_seconds"`  // how long ago nothing that any other node has was missing here; null if that is not known
+	Requests     uint64   `json:"requests"`          // for lost datagrams, sent
+	Repaired     uint64   `json:"repaired"`          // numbers that others asked for and this node answered
+	Sweeps       uint64   `json:"sweeps"`            // of this node's table, since others lacked what is no longer known one by one
+	CopiesGiven  uint64   `json:"copies_given"`      // begun
+	CopiesTaken  uint64   `json:"copies_taken"`      // complete
+	CopiesBroken uint64   `json:"copies_broken"`     // ended half-way
+	Crowded      uint64   `json:"crowded"`           // datagrams of nodes for which there is no room
+	Unread       uint64   `json:"unread"`            // messages that cannot be read, of a later version perhaps
+	Unproven     uint64   `json:"unproven"`          // datagrams of nodes that had not proven to speak now
+	Stops        uint64   `json:"stops"`             // times that this process, or its machine, was stopped
+	Nodes        []Node   `json:"nodes"`             // the others
+}
+
+// Node is a run of another node's daemon, by what it said last.
+type Node struct {
+	Name      string   `json:"name"`
+	Address   string   `json:"address"`
+	Live      bool     `json:"live"`  // it takes part
+	Fresh     bool     `json:"fresh"` // it has proven to speak now
+	Left      bool     `json:"left"`  // it has said goodbye
+	State     string   `json:"state"`
+	Active    bool     `json:"active"`
+	Module    string   `json:"module"` // version
+	Encoding  string   `json:"encoding"`
+	Sessions  int      `json:"sessions"`
+	Ago       float64  `json:"last_heard_seconds"`
+	Verified  *float64 `json:"verified_seconds"` // how long ago nothing that it has was missing here; null if that is not known
+	Differs   int      `json:"differs"`          // parts of the table, of 128, that have differed for longer than what is under way explains
+	Unlike    []string `json:"unlike,omitempty"` // what of its configuration is not as here
+	Missing   uint64   `json:"missing"`          // datagrams that have not come, nor been made up for; it falls when they are
+	Repaired  uint64   `json:"repaired"`         // have not come, and were made up for
+	Late      uint64   `json:"late"`             // came after later ones
+	Duplicate uint64   `json:"duplicate"`
+	TooOld    uint64   `json:"too_old"`
+	Requests  uint64   `json:"requests"` // for lost ones, to this node
 }
 
 // Log counts the lines of the daemon's log.

@@ -209,3 +209,7 @@ func (s *Session) Key() Key {
 		Proto: s.Proto,
 	}
 }
+
+// Ref is a reference to a session in whatever remembers it, never 0. When the
+// session is gone it may come to mean another.
+type Ref uint32

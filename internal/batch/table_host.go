@@ -1,0 +1,99 @@
+package batch
+
+import (
+	"time"
+
+	"joold/internal/session"
+)
+
+// scanSlots is how many slots one Scan looks at.
+const scanSlots = 2048
+
+// Taken are references to the sessions that Take or Sweep gave last, in their
+// order. A reference is 0 where the session is not remembered. They are the
+// Table's until either is called again.
+func (t *Table) Taken() []session.Ref { return t.taken }
+
+// ref is a reference to the session in a slot, or to nothing if it was just
+// forgotten.
+func (t *Table) ref(slot uint32) session.Ref {
+	if t.at(slot).flags&inUse == 0 {
+		return 0
+	}
+	return session.Ref(slot)
+}
+
+// remembered is the record that a reference is to, whoever has its slot by now, or
+// nil.
+func (t *Table) remembered(ref session.Ref) *record {
+	if uint32(ref) >= t.top {
+		return nil
+	}
+	if r := t.at(uint32(ref)); r.flags&(inUse|passing) == inUse {
+		return r
+	}
+	return nil
+}
+
+// AsOf appends to dst the sessions that are referred to, as they are now, without
+// those that have ended or are not remembered.
+func (t *Table) AsOf(dst []session.Session, refs []session.Ref, now time.Time) []session.Session {
+	ms := t.tick(now)
+	for _, ref := range refs {
+		if r := t.remembered(ref); r != nil && r.dies.get() > ms {
+			dst = append(dst, r.asOf(ms))
+		}
+	}
+	return dst
+}
+
+// FirstHand tells whether the last word on a session came from this node's kernel.
+func (t *Table) FirstHand(ref session.Ref) bool {
+	r := t.remembered(ref)
+	return r != nil && r.from == 0 && r.announced.get() > 0
+}
+
+// Scan goes through some of the sessions that follow the reference at, and appends
+// to refs those in the chosen buckets, as long as it has room. It returns where to
+// go on: 0 after the last, as before the first. What is remembered from the first
+// call to the last is come by.
+func (t *Table) Scan(refs []session.Ref, at session.Ref, chosen *session.Buckets) (_ []session.Ref, next session.Ref) {
+	all := *chosen == session.AllBuckets
+	for range scanSlots {
+		if len(refs) == cap(refs) {
+			return refs, at
+		}
+		if at++; uint32(at) >= t.top {
+			return refs, 0
+		}
+		r := t.remembered(at)
+		if r != nil && (all || chosen.Has(session.BucketOf(r.hash()))) {
+			refs = append(refs, at)
+		}
+	}
+	return refs, at
+}
+
+// Digest is that of all sessions which are in the table. It is the Table's, and
+// changes with it.
+func (t *Table) Digest() *session.Digest { return &t.digest }
+
+// become says what kind of session this kernel has from now on.
+func (t *Table) become(r *record, k kind) {
+	if r.here == k {
+		return
+	}
+	if r.here != nothing {
+		t.digest.Remove(r.hash())
+	}
+	if r.here = k; k != nothing {
+		t.digest.Add(r.hash())
+	}
+}
+
+// hash is that by which nodes compare what they have.
+func (r *record) hash() uint64 {
+	s := r.session()
+	s.State, s.Timer = r.here.state(), r.here.timer()
+	return s.Hash()
+}
