@@ -94,7 +94,7 @@ func sampleStatus() *control.Status {
 			Stamps: map[string]uint64{"proven": 4, "other cluster": 3, "unstamped": 9, "trailing": 2}, Unheard: map[string]uint64{"other cluster": 3, "unstamped": 1},
 		},
 		Peers: []control.Peer{
-			{Address: "fe80::5%eth2", Encoding: "4.1.11", ByteOrder: "same", Ago: 1.23, Datagrams: 4, Sessions: 30, Refused: 5, Stamped: true, Starts: 1, Lost: 7, Late: 2, Duplicates: 1},
+			{Address: "fe80::5%eth2", Encoding: "4.1.11", ByteOrder: "same", Ago: 1.23, Datagrams: 4, Sessions: 30, Refused: 5, Stamped: true},
 			{Address: "fe80::6%eth2", Encoding: "4.1.13", ByteOrder: "other", Ago: 4},
 		},
 	}
@@ -122,7 +122,6 @@ errors     datagrams not heard (other cluster) 3, datagrams not heard (unstamped
 conflicts  TCP: a peer has [2001:db8::8]:37878 behind 192.0.2.1:62805, this node [2001:db8::9]:4000 behind 192.0.2.1:62805: the BIB entry is the newer; 3 times, from fe80::5%eth2, last 1.2s ago
            UDP: a peer has [2001:db8::8]:5000 behind 192.0.2.1:62806, this node [2001:db8::8]:5000 behind 192.0.2.1:62807: too many wait; 1 times, from a peer no longer remembered, last 1m0s ago
 peers      fe80::5%eth2, encoding 4.1.11, heard 1.2s ago: 30 sessions in 4 datagrams, 5 entries refused
-             7 datagrams lost, 2 late, 1 duplicates
            fe80::6%eth2, encoding 4.1.13, of the other byte order, heard 4s ago: 0 sessions in 0 datagrams, 0 entries refused
            a C daemon that only listens cannot be seen
 `

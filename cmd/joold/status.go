@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -124,7 +125,7 @@ func writeStatus(w io.Writer, s *control.Status) error {
 		count("kernel overruns", k.Overruns), count("announcements dropped by the module", k.QueueDrops),
 		count("sessions that found no room in the table", t.Full), count("refreshes dropped", t.DroppedRefreshes),
 		count("sessions left to a sweep", t.DroppedNews), counts("datagrams refused", s.Net.Strays),
-		counts("datagrams not heard", s.Net.Unheard),
+		counts("datagrams not heard", s.Net.Unheard), counts("stamped datagrams left out", troubles(s.Net.Numbered)),
 		count("datagrams of another version", heard("other version")), count("datagrams signed", heard("other key")),
 		count("datagrams that end in garbage", heard("trailing")),
 		count("malformed kernel messages", k.Malformed),
@@ -146,9 +147,6 @@ func writeStatus(w io.Writer, s *control.Status) error {
 		}
 		line(first("peers", n), "%s, encoding %s%s, heard %s ago: %d sessions in %d datagrams, %d entries refused", p.Address, p.Encoding, order,
 			ago(p.Ago), p.Sessions, p.Datagrams, p.Refused)
-		if p.Stamped {
-			line("", "  %d datagrams lost, %d late, %d duplicates", p.Lost, p.Late, p.Duplicates)
-		}
 	}
 	if len(s.Peers) == 0 {
 		line("peers", "none heard")
@@ -198,4 +196,13 @@ func counts(what string, m map[string]uint64) string {
 
 func joinCounts(parts ...string) string {
 	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), ", ")
+}
+
+// troubles are those verdicts on stamped datagrams that are no part of the usual.
+func troubles(numbered map[string]uint64) map[string]uint64 {
+	m := maps.Clone(numbered)
+	maps.DeleteFunc(m, func(verdict string, _ uint64) bool {
+		return verdict == "taken" || verdict == "duplicate" || verdict == "own"
+	})
+	return m
 }

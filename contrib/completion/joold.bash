@@ -81,7 +81,7 @@ _joold() {
     esac
 
     case $command:$cur in
-    :-*) _joold_words "$cur" -i --instance --net.mcast.addr -p --net.mcast.port --net.peer --net.dev.in -o --net.dev.out -t --net.ttl --net.source --net.hop-limit --net.rcvbuf --net.cluster --net.key-file --net.encrypt --net.accept-unsigned --net.wire --mod.flush-deadline --mod.capacity --mod.enable --batch.deadline --batch.refresh --batch.capacity --batch.table --stats.address --stats.port --control.socket --log.format --log.level --config --version -h --help ;;
+    :-*) _joold_words "$cur" -i --instance --net.mcast.addr -p --net.mcast.port --net.peer --net.dev.in -o --net.dev.out -t --net.ttl --net.source --net.hop-limit --net.rcvbuf --net.cluster --net.key-file --net.encrypt --net.accept-unsigned --net.c-peers --net.wire --mod.flush-deadline --mod.capacity --mod.enable --batch.deadline --batch.refresh --batch.capacity --batch.table --stats.address --stats.port --control.socket --log.format --log.level --config --version -h --help ;;
     :*) _joold_words "$cur" advertise follow status keygen version help completion; _joold_files "$cur" ;;
     advertise:-*) _joold_words "$cur" -i --instance --socket --rate -q --quiet -h --help ;;
     follow:-*) _joold_words "$cur" -i --instance --json -h --help ;;

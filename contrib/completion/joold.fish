@@ -50,12 +50,13 @@ complete -c joold -n '__joold_in ""' -l net.cluster -d 'cluster to belong to, if
 complete -c joold -n '__joold_in ""' -l net.key-file -d 'keys of the cluster: the first signs, all verify' -r -F
 complete -c joold -n '__joold_in ""' -l net.encrypt -d 'encrypt sessions as well, so that no C node reads them'
 complete -c joold -n '__joold_in ""' -l net.accept-unsigned -d 'hear who cannot sign, as a C node, from here; may be repeated' -x
+complete -c joold -n '__joold_in ""' -l net.c-peers -d 'C daemons listen that may never speak: refresh often, for them'
 complete -c joold -n '__joold_in ""' -l net.wire -d 'encoding to send, the module\'s own or that of a version' -x -a 'module 4.1.11 4.1.12 4.1.13'
 complete -c joold -n '__joold_in ""' -l mod.flush-deadline -d 'set the instance\'s ss-flush-deadline; keep leaves it' -x
 complete -c joold -n '__joold_in ""' -l mod.capacity -d 'raise the instance\'s ss-capacity to this; keep leaves it' -x
 complete -c joold -n '__joold_in ""' -l mod.enable -d 'turn the instance\'s ss-enabled on'
 complete -c joold -n '__joold_in ""' -l batch.deadline -d 'longest wait of an entry for company in its datagram' -x
-complete -c joold -n '__joold_in ""' -l batch.refresh -d 'longest interval between refreshes of an unchanged session' -x
+complete -c joold -n '__joold_in ""' -l batch.refresh -d 'longest interval between refreshes of an unchanged session; auto is 60s while only joold is heard, else 2s' -x
 complete -c joold -n '__joold_in ""' -l batch.capacity -d 'sessions that may wait to be sent' -x
 complete -c joold -n '__joold_in ""' -l batch.table -d 'sessions to remember' -x
 complete -c joold -n '__joold_in ""' -l stats.address -d 'serve statistics at this address' -x

@@ -119,6 +119,7 @@ type TableCounts struct {
 	Full             uint64 // sessions that were not remembered, for lack of room
 	Displaced        uint64 // BIB entries forgotten, since the kernel announced another
 	Vanished         uint64 // sessions forgotten, since the kernel's table no longer has them
+	Told             uint64 // sessions that were not known and that a peer told of
 
 	Verdicts [Verdicts]uint64
 }
@@ -644,9 +645,9 @@ func (t *Table) Foresee(s []session.Session) {
 //
 // A session of which peers disagree is that of the last to speak, unless its word
 // is older than what this kernel announced, or by its age older than another's.
-func (t *Table) Accept(from uint32, s *session.Session, now time.Time) (Verdict, BIB) {
+func (t *Table) Accept(src *Source, s *session.Session, now time.Time) (Verdict, BIB) {
 	ms := t.tick(now)
-	v, b := t.judge(from, s, ms)
+	v, b := t.judge(src.From, s, ms)
 	t.counts.Verdicts[v]++
 	return v, b
 }
@@ -692,6 +693,7 @@ func (t *Table) judge(from uint32, s *session.Session, now int64) (Verdict, BIB)
 	}
 	r := t.at(slot)
 	if !alive {
+		t.counts.Told++
 		r.announced.set(0)
 		r.seen = t.sweep + 1 // a sweep that begins now may be over before this is injected
 	}

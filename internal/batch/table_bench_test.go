@@ -298,7 +298,7 @@ func BenchmarkUnpack(b *testing.B) {
 				tab, inbox := NewTable(tableConfig), NewInbox(message)
 				for i := range ss {
 					ss[i].Proto, ss[i].Expiration = session.TCP, session.DefaultTimeouts.TCPEst
-					tab.Accept(1, &ss[i], start)
+					tab.Accept(&Source{From: 1}, &ss[i], start)
 				}
 				datagrams := messages(shuffle(ss))
 				if news {
@@ -320,7 +320,7 @@ func BenchmarkUnpack(b *testing.B) {
 						if _, ok := policy.Check(&read[i]); !ok {
 							b.Fatal("refused")
 						}
-						if v, _ := tab.Accept(1, &read[i], start); v == Inject {
+						if v, _ := tab.Accept(&Source{From: 1}, &read[i], start); v == Inject {
 							kept = append(kept, read[i])
 						}
 					}

@@ -53,6 +53,13 @@ func (t *Table) FirstHand(ref session.Ref) bool {
 	return r != nil && r.from == 0 && r.announced.get() > 0
 }
 
+// Untold tells whether no peer has ever said anything of a session, nor overruled
+// what this kernel said.
+func (t *Table) Untold(ref session.Ref) bool {
+	r := t.remembered(ref)
+	return r != nil && r.from == 0
+}
+
 // Scan goes through some of the sessions that follow the reference at, and appends
 // to refs those in the chosen buckets, as long as it has room. It returns where to
 // go on: 0 after the last, as before the first. What is remembered from the first

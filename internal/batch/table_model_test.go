@@ -530,7 +530,7 @@ func (p *play) step() {
 		p.sent = nil
 	case op < 12:
 		s, from := p.session(), uint32(1+p.byte()&1)
-		got, bib := tab.Accept(from, &s, now)
+		got, bib := tab.Accept(&Source{From: from}, &s, now)
 		want, rivals := m.accept(from, s)
 		if got != want {
 			p.fail("%+v is %s, want %s", s, got, want)

@@ -35,7 +35,7 @@ func observe(t *Table, d time.Duration, s ...session.Session) { t.Observe(s, at(
 func take(t *Table, d time.Duration) []session.Session { return t.Take(nil, everything, at(d)) }
 
 func accept(t *Table, d time.Duration, s session.Session) Verdict {
-	v, _ := t.Accept(1, &s, at(d))
+	v, _ := t.Accept(&Source{From: 1}, &s, at(d))
 	return v
 }
 
@@ -341,7 +341,7 @@ func TestVerdictsOnWhatPeersSend(t *testing.T) {
 		if c.told != nil {
 			accept(tab, 0, *c.told)
 		}
-		got, _ := tab.Accept(max(c.from, 1), &c.s, at(c.after))
+		got, _ := tab.Accept(&Source{From: max(c.from, 1)}, &c.s, at(c.after))
 		if got != c.want || tab.Counts().Verdicts[c.want] == 0 {
 			t.Errorf("%s: %s, want %s", c.what, got, c.want)
 		}
@@ -428,17 +428,17 @@ func TestAContradictedBIBEntryIsAConflict(t *testing.T) {
 		want := BIB{Proto: session.UDP, Src6: old.Src6, Src4: old.Src4, Src6Port: 1, Src4Port: 1, Older: true}
 		stale := rival
 		stale.Expiration -= 1000 // as old as the old one
-		if v, b := tab.Accept(1, &stale, at(time.Second)); v != Conflict || b.Older {
+		if v, b := tab.Accept(&Source{From: 1}, &stale, at(time.Second)); v != Conflict || b.Older {
 			t.Errorf("%s with %+v, which is no older", v, b)
 		}
 		for range 2 {
-			if v, b := tab.Accept(1, &rival, at(time.Second)); v != Conflict || b != want {
+			if v, b := tab.Accept(&Source{From: 1}, &rival, at(time.Second)); v != Conflict || b != want {
 				t.Errorf("%s with %+v, want %+v", v, b, want)
 			}
 		}
 		observe(tab, 2*time.Second, old)
 		want.Own = true
-		if v, b := tab.Accept(1, &rival, at(3*time.Second)); v != Conflict || b != want {
+		if v, b := tab.Accept(&Source{From: 1}, &rival, at(3*time.Second)); v != Conflict || b != want {
 			t.Errorf("%s with %+v, want %+v", v, b, want)
 		}
 		tab.RemoveBIB(want)
@@ -894,7 +894,7 @@ func TestAPeersKernelLosesATenthOfALifeAtMost(t *testing.T) {
 				}
 				if since, ok := active.Due(); ok && at(now).Sub(since) >= deadline {
 					for _, s := range active.Take(nil, everything, at(now)) {
-						if v, _ := backup.Accept(1, &s, at(now)); v == Inject {
+						if v, _ := backup.Accept(&Source{From: 1}, &s, at(now)); v == Inject {
 							there[s.Src6Port] = life{s, now + time.Duration(s.Expiration)*time.Millisecond}
 						} else if v != Known {
 							t.Fatalf("live news is %s: %+v", v, s)
@@ -946,7 +946,7 @@ func TestATableInSteadyStateDoesNotAllocate(t *testing.T) {
 		buf = tab.Take(buf[:0], n, now)
 		tab.Foresee(ss)
 		for i := range ss {
-			tab.Accept(1, &ss[i], now.Add(5*time.Second))
+			tab.Accept(&Source{From: 1}, &ss[i], now.Add(5*time.Second))
 			tab.Lacks(&ss[i], now)
 		}
 		buf, _ = tab.Sweep(buf[:0], ss, now, now, true, n, now)
@@ -1049,7 +1049,7 @@ func TestABIBEntryOfTooManySessionsIsTakenForOwn(t *testing.T) {
 		accept(tab, 0, s)
 	}
 	rival := rivalOf(udp(1, 300_000), true, false)
-	if v, b := tab.Accept(1, &rival, at(time.Second)); v != Conflict || !b.Own {
+	if v, b := tab.Accept(&Source{From: 1}, &rival, at(time.Second)); v != Conflict || !b.Own {
 		t.Errorf("%s with %+v", v, b)
 	}
 }

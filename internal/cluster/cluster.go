@@ -240,10 +240,11 @@ const (
 	Unfresh                  // its sender has not proven that it speaks now
 	Unasked                  // it is of a copy that nobody waits for
 	Crowded                  // there is no room for one more node
+	Verdicts                 // count
 )
 
 func (v Verdict) String() string {
-	return [...]string{"taken", "own", "duplicate", "too old", "far", "not fresh", "unasked", "crowded"}[v]
+	return [Verdicts]string{"taken", "own", "duplicate", "too old", "far", "not fresh", "unasked", "crowded"}[v]
 }
 
 // Reception is a Verdict, and what the entries are worth, if they are Taken.
@@ -446,6 +447,9 @@ func (n *Node) heard(p *peer, k kind, b []byte) {
 		n.counts.Unread++
 	}
 }
+
+// Accompanied tells whether another node takes part.
+func (n *Node) Accompanied() bool { return slices.ContainsFunc(n.order, n.live) }
 
 // Next is when Tick is to be called at the latest.
 func (n *Node) Next() time.Time {

@@ -55,10 +55,12 @@ type Config struct {
 	Encrypt  bool      // only with keys
 	Unsigned Sources   // who is heard without a signature though there are keys; none for nobody
 
+	CPeers bool // whether C nodes listen, though none may have been heard
+
 	Wire          session.Encoding // to send in; 0 for the local module's own
 	BatchDeadline time.Duration    // how long an entry may wait for company: 1 ms to 1 s
 	Pending       int              // sessions that may wait to be sent: 1 to 8,000,000
-	Refresh       time.Duration    // longest interval between refreshes of a session that does not change: 1 s to 1 min
+	Refresh       time.Duration    // longest interval between refreshes of a session that does not change: 1 s to 1 min; 0 for one that depends on who listens
 	Table         int              // sessions remembered: 1 to 8,000,000
 
 	ControlSocket string // path; "" for the instance's usual one
@@ -83,7 +85,6 @@ func defaults() *Config {
 		StatsPort:     6401,
 		BatchDeadline: 10 * time.Millisecond,
 		Pending:       65536,
-		Refresh:       2 * time.Second,
 		Table:         1_000_000,
 	}
 }
@@ -146,6 +147,9 @@ var settings = []setting{
 	{name: "net.accept-unsigned", arg: "PREFIX", def: "none", kind: text | list, live: true,
 		doc: "hear who cannot sign, as a C node, from here; may be repeated",
 		set: setUnsigned, get: func(c *Config) any { return c.Unsigned }},
+	{name: "net.c-peers", arg: "bool", def: "false", kind: truth, live: true,
+		doc: "C daemons listen that may never speak: refresh often, for them",
+		set: setCPeers, get: func(c *Config) any { return c.CPeers }},
 	{name: "net.wire", arg: "VERSION", def: "module", kind: text, words: wires,
 		doc: "encoding to send, the module's own or that of a version",
 		set: setWire, get: func(c *Config) any { return c.Wire }},
@@ -161,8 +165,8 @@ var settings = []setting{
 	{name: "batch.deadline", arg: "TIME", def: "10ms", kind: text, live: true,
 		doc: "longest wait of an entry for company in its datagram",
 		set: setBatchDeadline, get: func(c *Config) any { return c.BatchDeadline }},
-	{name: "batch.refresh", arg: "TIME", def: "2s", kind: text, live: true,
-		doc: "longest interval between refreshes of an unchanged session",
+	{name: "batch.refresh", arg: "TIME", def: "auto", kind: text, live: true,
+		doc: "longest interval between refreshes of an unchanged session; auto is 60s while only joold is heard, else 2s",
 		set: setRefresh, get: func(c *Config) any { return c.Refresh }},
 	{name: "batch.capacity", arg: "N", def: "65536", kind: number, live: true,
 		doc: "sessions that may wait to be sent",
@@ -408,6 +412,8 @@ func setCapacity(c *Config, s string) error {
 	return nil
 }
 
+func setCPeers(c *Config, s string) error { return setTruth(&c.CPeers, s) }
+
 func setEnable(c *Config, s string) error { return setTruth(&c.Enable, s) }
 
 func setTruth(dst *bool, s string) (err error) {
@@ -422,7 +428,14 @@ func setBatchDeadline(c *Config, s string) error {
 }
 
 func setRefresh(c *Config, s string) error {
-	return setTime(&c.Refresh, s, time.Second, time.Minute)
+	if s == "auto" {
+		c.Refresh = 0
+		return nil
+	}
+	if err := setTime(&c.Refresh, s, time.Second, time.Minute); err != nil {
+		return errors.New("want auto, or a time from 1s to 1m0s")
+	}
+	return nil
 }
 
 func setTime(dst *time.Duration, s string, low, high time.Duration) error {

@@ -54,7 +54,7 @@ func TestTheTutorialsCommandLineIsUnderstood(t *testing.T) {
 	want := &Config{
 		Instance: "default", Group: "ff08::db8:64:64", Port: 6464, In: "eth2", Out: "eth2", TTL: 1, ReuseAddr: true,
 		ReadBuffer: 8388608, FlushDeadline: 20 * time.Millisecond, Capacity: 16384, StatsAddr: "::", StatsPort: 6401,
-		BatchDeadline: 10 * time.Millisecond, Pending: 65536, Refresh: 2 * time.Second, Table: 1000000,
+		BatchDeadline: 10 * time.Millisecond, Pending: 65536, Table: 1000000,
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -138,8 +138,8 @@ func TestAMistakeOnTheCommandLineIsOneLineThatNamesIt(t *testing.T) {
 		{"ff08::1 --net.wire 4.1.14", `--net.wire "4.1.14": want module, 4.1.11, 4.1.12 or 4.1.13`},
 		{"ff08::1 --batch.deadline 10", `--batch.deadline "10": want a time from 1ms to 1s`},
 		{"ff08::1 --batch.deadline 2s", `--batch.deadline "2s": want a time from 1ms to 1s`},
-		{"ff08::1 --batch.refresh 999ms", `--batch.refresh "999ms": want a time from 1s to 1m0s`},
-		{"ff08::1 --batch.refresh 61s", `--batch.refresh "61s": want a time from 1s to 1m0s`},
+		{"ff08::1 --batch.refresh 999ms", `--batch.refresh "999ms": want auto, or a time from 1s to 1m0s`},
+		{"ff08::1 --batch.refresh 61s", `--batch.refresh "61s": want auto, or a time from 1s to 1m0s`},
 		{"ff08::1 --batch.capacity 0", `--batch.capacity "0": want a whole number from 1 to 8000000`},
 		{"ff08::1 --batch.table 8000001", `--batch.table "8000001": want a whole number from 1 to 8000000`},
 		{"ff08::1 --mod.flush-deadline 0", `--mod.flush-deadline "0": want a time from 1ms to 1m0s, in whole milliseconds, or keep`},
@@ -264,7 +264,7 @@ func TestADifferenceIsNamedAndToldApartByWhetherItCanBeApplied(t *testing.T) {
 	// Another value of each setting.
 	live := map[string]string{
 		"net.source": "::1", "net.hop-limit": "255", "log.level": "debug",
-		"net.key-file": "/k", "net.encrypt": "true", "net.accept-unsigned": "::1",
+		"net.key-file": "/k", "net.encrypt": "true", "net.accept-unsigned": "::1", "net.c-peers": "true",
 		"mod.flush-deadline": "keep", "mod.capacity": "keep", "mod.enable": "true",
 		"batch.deadline": "1ms", "batch.refresh": "1m", "batch.capacity": "1",
 	}
@@ -615,7 +615,7 @@ func inBounds(t *testing.T, c *Config) {
 		"mod.capacity":       c.Capacity >= 0 && c.Capacity <= maxSessions,
 		"batch.capacity":     c.Pending >= 1 && c.Pending <= maxSessions,
 		"batch.table":        c.Table >= 1 && c.Table <= maxSessions,
-		"batch.refresh":      c.Refresh >= time.Second && c.Refresh <= time.Minute,
+		"batch.refresh":      c.Refresh == 0 || c.Refresh >= time.Second && c.Refresh <= time.Minute,
 	} {
 		if !in {
 			t.Errorf("%s is out of bounds: %+v", name, c)

@@ -193,6 +193,11 @@ type Net struct {
 	Unserved       uint64            `json:"unserved"`        // datagrams heard while the instance was away
 	SocketDrops    uint64            `json:"socket_drops"`    // datagrams lost for want of room in the socket
 	ReadErrors     uint64            `json:"read_errors"`
+	Numbered       map[string]uint64 `json:"numbered"`        // datagrams that are stamped as they should be, by what the cluster found about them: only what is "taken" was looked into
+	ApartDatagrams uint64            `json:"apart_datagrams"` // sent besides SentDatagrams: what nodes say to each other, repairs, copies
+	ApartSessions  uint64            `json:"apart_sessions"`
+	ApartBytes     uint64            `json:"apart_bytes"`
+	ApartErrors    map[string]uint64 `json:"apart_errors"` // datagrams, by error
 }
 
 // Peer is a node that was heard.
@@ -205,12 +210,5 @@ type Peer struct {
 	Datagrams uint64    `json:"datagrams"`
 	Sessions  uint64    `json:"sessions"`
 	Refused   uint64    `json:"refused"` // entries not taken, for whatever reason
-
-	// What the numbers of its stamps tell; zero of a C daemon.
-	Stamped    bool   `json:"stamped"`    // it numbers its datagrams
-	Starts     uint64 `json:"starts"`     // runs of it that were heard
-	Lost       uint64 `json:"lost"`       // datagrams that have not come since it was heard first; less again when they do come
-	Late       uint64 `json:"late"`       // came after later ones
-	Duplicates uint64 `json:"duplicates"` // came again
-	Jumps      uint64 `json:"jumps"`      // times that the numbers went on so far off that what was lost is not known
+	Stamped   bool      `json:"stamped"` // it is one of the Cluster's Nodes; a C daemon is not
 }

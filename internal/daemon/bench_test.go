@@ -40,11 +40,10 @@ type rig struct {
 	messages [][]byte // that the kernel sends, again and again
 	message  int      // sessions in each
 
-	datagrams [][]byte     // that a peer sends, likewise; without their stamps if these must be fresh
-	datagram  int          // sessions in each
-	peer      *wire.Signer // that peer's
-	fresh     bool         // whether a number counts but once
-	perRead   int          // datagrams that are there at once
+	datagrams [][]byte // that a peer sends, likewise, without their stamps
+	datagram  int      // sessions in each
+	peer      *partner // that peer
+	perRead   int      // datagrams that are there at once
 
 	at   int           // the next of either
 	sent atomic.Uint64 // datagrams to peers, some of them by the deadline
@@ -64,7 +63,7 @@ func newRig(tb testing.TB, e session.Encoding, keys wire.Keys, encrypt bool) *ri
 	}[e]
 	const payload = 1452
 	r := &rig{encoding: e, message: module.message, datagram: (payload - wire.Overhead) / e.EntrySize(), perRead: 1,
-		peer: wire.NewSigner("", keys, encrypt, nil), fresh: keys.Signing()}
+		peer: newPartner(tb, keys, encrypt)}
 
 	k := nlchantest.New(tb, module.version)
 	edge := k.AddInstance("edge", wkp.String())
@@ -82,10 +81,12 @@ func newRig(tb testing.TB, e session.Encoding, keys wire.Keys, encrypt bool) *ri
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { r.l.Close() })
-	group := network(&rigGroup{newModelGroup(), r})
+	model := newModelGroup()
+	group := network(&rigGroup{model, r})
 	r.d.current.Store(&group)
 	r.d.out.begin(r.l)
 	r.d.link.Store(r.l)
+	r.peer.meet(r.d, r.l, newIntake(r.d), model)
 
 	edge.Announce(udp(1, 1))
 	message := make([]byte, nlchan.MessageSize)
@@ -178,7 +179,10 @@ type rigGroup struct {
 	rig *rig
 }
 
-func (g *rigGroup) Write([]byte) error {
+func (g *rigGroup) Write(b []byte) error {
+	if dg, _ := wire.Parse(b); dg.Number >= wire.Apart {
+		return g.modelGroup.Write(b)
+	}
 	g.rig.sent.Add(1)
 	return nil
 }
@@ -194,9 +198,7 @@ func (g *rigGroup) ReadBatch(ds []mcast.Datagram) (int, error) {
 	}
 	for i := range r.perRead {
 		ds[i].Payload = append(ds[i].Payload[:0], r.pick(r.datagrams)...)
-		if r.fresh {
-			ds[i].Payload = r.peer.Stamp(ds[i].Payload, 0, nil)
-		}
+		ds[i].Payload = r.peer.Stamp(ds[i].Payload, 0, nil)
 		ds[i].From = sender
 	}
 	return r.perRead, nil
@@ -251,12 +253,7 @@ func (r *rig) announces(ss []session.Session) {
 
 // offers is the same for a peer's datagrams.
 func (r *rig) offers(ss []session.Session) {
-	for _, b := range r.whole(ss, r.datagram, nil) {
-		if !r.fresh {
-			b = r.peer.Stamp(b, 0, nil)
-		}
-		r.datagrams = append(r.datagrams, b)
-	}
+	r.datagrams = append(r.datagrams, r.whole(ss, r.datagram, nil)...)
 }
 
 // way is what is measured: what is said of n sessions that the table knows, in no
@@ -352,7 +349,8 @@ func inRig(tb testing.TB, w way) *rig {
 	r, ss := newRig(tb, w.encoding, w.keys(tb), w.sealed), many(w.n)
 	r.perRead = w.perRead
 	now := time.Now()
-	from := r.d.peers.heard(sender.Addr(), session.Report{}, 0, now)
+	peer := r.d.peers.heard(sender.Addr(), session.Report{}, 0, true, now)
+	from := origin{batch.Source{From: stampedSource(1), Timeouts: session.DefaultTimeouts}, peer} // the first that it met
 	r.d.accept(r.l, from, slices.Clone(ss), now)
 	r.d.count.injected.Add(r.accepted()) // as if they had been
 	w.rounds(ss, r.offers)

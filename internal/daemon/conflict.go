@@ -29,7 +29,7 @@ const (
 // a word, or make under another mask, since it has a BIB entry that contradicts it.
 type conflict struct {
 	session session.Session
-	from    uint32
+	from    origin
 	heard   time.Time
 	bib     batch.BIB
 }
@@ -57,7 +57,7 @@ func (d *Daemon) unresolved(c conflict, why string) {
 	d.count.conflicts.Add(1)
 	u := named{
 		proto: c.session.Proto, session: c.session.Src6Addr(), mask: c.session.Src4Addr(),
-		from: c.from, why: why, heard: c.heard, times: 1,
+		from: c.from.peer, why: why, heard: c.heard, times: 1,
 	}
 	u.bib, u.bibMask = c.bib.Addrs()
 	d.conflicts.add(u)
@@ -154,7 +154,7 @@ func (d *Daemon) resolve(ctx context.Context, l *link, c conflict) error {
 	for {
 		now := time.Now()
 		s := c.session.Aged(now.Sub(c.heard))
-		verdict, bib := d.out.judge(c.from, &s, now)
+		verdict, bib := d.out.judge(&c.from.Source, &s, now)
 		if verdict == batch.Inject {
 			l.inbox.Put([]session.Session{s}, now)
 		}
@@ -178,7 +178,7 @@ func (d *Daemon) resolve(ctx context.Context, l *link, c conflict) error {
 }
 
 // judge asks the table about one session.
-func (o *outlet) judge(from uint32, s *session.Session, now time.Time) (verdict batch.Verdict, bib batch.BIB) {
+func (o *outlet) judge(from *batch.Source, s *session.Session, now time.Time) (verdict batch.Verdict, bib batch.BIB) {
 	verdict = batch.Stale // of an instance that is gone
 	o.with(func(t *batch.Table) { verdict, bib = t.Accept(from, s, now) })
 	return verdict, bib

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"joold/internal/cluster"
 	"joold/internal/mcast"
 	"joold/internal/session"
 	"joold/internal/wire"
@@ -27,6 +28,9 @@ type counters struct {
 	sentDatagrams, sentSessions, sentBytes atomic.Uint64
 	sendErrors                             errorCounts
 
+	apartDatagrams, apartSessions, apartBytes atomic.Uint64 // what the node has sent besides
+	apartErrors                               errorCounts
+
 	resolved, conflicts atomic.Uint64 // BIB entries removed, and sessions left out
 	kernelDrops, sweeps atomic.Uint64
 
@@ -34,7 +38,8 @@ type counters struct {
 	rcvdBad                                [session.Defects]atomic.Uint64
 	refused                                [session.Refusals]atomic.Uint64
 	strays                                 [strays]atomic.Uint64
-	stamps, unheard                        [wire.Verdicts]atomic.Uint64 // the latter of what was refused
+	stamps, unheard                        [wire.Verdicts]atomic.Uint64    // the latter of what was refused
+	unmet                                  [cluster.Verdicts]atomic.Uint64 // of what is well stamped: what the cluster found about it
 	unserved, unfit                        atomic.Uint64
 	readErrors, socketDrops                atomic.Uint64 // the latter of closed groups
 }

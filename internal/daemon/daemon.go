@@ -55,6 +55,7 @@ type watcher interface {
 type network interface {
 	ReadBatch(d []mcast.Datagram) (int, error)
 	Write(b []byte) error
+	WriteTo(b []byte, to netip.AddrPort) error
 	MaxPayload() int
 	Check() (mcast.Change, error)
 	Carrier() bool
@@ -95,6 +96,7 @@ type Daemon struct {
 	links   links                 // for each of several links
 	done    logging.Latest        // for what it has done, and what it found
 	started time.Time
+	name    string // this node's, for people
 
 	open       func(context.Context) (network, error)
 	dial       func() (kernel, error)
@@ -212,6 +214,9 @@ func newDaemon(cfg *config.Config, o Options) *Daemon {
 		sweeps:      make(chan struct{}, maxSweeps), advertising: make(chan struct{}, 1), sweeping: make(chan struct{}, 1),
 		flapInterval: retryInterval,
 		signer:       wire.NewSigner(cfg.Cluster, cfg.Keys, cfg.Encrypt, nil),
+	}
+	if d.name, _ = os.Hostname(); d.name == "" {
+		d.name = "unnamed"
 	}
 	d.live.Store(cfg)
 	d.work.init(d.started)

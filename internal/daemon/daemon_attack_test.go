@@ -211,7 +211,7 @@ func TestAnInstanceOfWhichTheEndWouldNotBeHeardIsWaitedForAndNotServed(t *testin
 
 func TestASendersNumberIsItsOwnAfterAllHaveBeenGiven(t *testing.T) {
 	p := peers{last: math.MaxUint32}
-	if n := p.heard(sender.Addr(), session.Report{}, 0, time.Now()); n <= keptPeer {
+	if n := p.heard(sender.Addr(), session.Report{}, 0, false, time.Now()); n <= keptPeer {
 		t.Errorf("a sender is number %d, which means no sender", n)
 	}
 }

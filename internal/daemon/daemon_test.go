@@ -211,9 +211,10 @@ type modelGroup struct {
 	unplugged bool
 	path      error // and why
 	out       [][]byte
-	errs      []error // of the writes to come
-	narrow    int     // the payload that still fits; 0 for anything
-	max       int     // what MaxPayload says
+	apart     [][]byte // what not all need to have: what nodes say to each other
+	errs      []error  // of the writes to come
+	narrow    int      // the payload that still fits; 0 for anything
+	max       int      // what MaxPayload says
 }
 
 func newModelGroup() *modelGroup {
@@ -242,6 +243,10 @@ func (g *modelGroup) Close() error {
 func (g *modelGroup) Write(b []byte) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if dg, _ := wire.Parse(b); dg.Number >= wire.Apart {
+		g.apart = append(g.apart, bytes.Clone(b))
+		return nil
+	}
 	if g.narrow > 0 && len(b) > g.narrow {
 		g.max = g.narrow
 		return mcast.ErrTooBig
@@ -254,6 +259,8 @@ func (g *modelGroup) Write(b []byte) error {
 	g.out = append(g.out, bytes.Clone(b))
 	return nil
 }
+
+func (g *modelGroup) WriteTo(b []byte, _ netip.AddrPort) error { return g.Write(b) }
 
 func (g *modelGroup) MaxPayload() int {
 	g.mu.Lock()
@@ -1086,7 +1093,7 @@ func TestStrangersCannotFillThePeerTable(t *testing.T) {
 	now := time.Now()
 	for i := range 10 * maxPeers {
 		a := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
-		p.heard(a, session.Report{}, 0, now.Add(time.Duration(i)*time.Second))
+		p.heard(a, session.Report{}, 0, false, now.Add(time.Duration(i)*time.Second))
 	}
 	list := p.snapshot(now)
 	if len(list) != maxPeers || list[len(list)-1].Address != "10.0.2.127" {

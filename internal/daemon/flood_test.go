@@ -107,7 +107,7 @@ func TestNothingIsAllocatedForWhatIsRefused(t *testing.T) {
 	older := claim(udp(1, life/2))
 	bad := udp(2, life)
 	bad.State = session.Trans
-	damaged := stamped(signerOf(""), good)
+	damaged := newPartner(t, wire.Keys{}, false).data(good)
 	damaged[0] ^= 0x80
 	for _, c := range []struct {
 		name     string

@@ -76,12 +76,12 @@ func (d *Daemon) use(group network) {
 	}
 	d.current.Store(&group)
 	d.out.resize(group.MaxPayload())
-	what := "joined the group"
-	if len(local.Peers) > 0 {
-		what = "sends to peers"
+	about := []any{"in", local.In, "out", local.Out, "from", local.Source, "port", local.Port, "mtu", local.MTU, "receive_buffer", local.ReadBuffer}
+	if group := shownGroup(local.Group); len(local.Peers) > 0 {
+		d.about[theGroup].Info("sends to peers", append(about, "group", group, "peers", len(local.Peers))...)
+	} else {
+		d.about[theGroup].Info("joined the group", append(about, "group", group)...)
 	}
-	d.about[theGroup].Info(what, "group", shownGroup(local.Group), "peers", len(local.Peers), "in", local.In, "out", local.Out, "from", local.Source,
-		"port", local.Port, "mtu", local.MTU, "receive_buffer", local.ReadBuffer)
 	d.links.say(d.Log, local.Links)
 	d.condition.has(theGroup)
 }

@@ -18,6 +18,7 @@ import (
 	"joold/internal/mcast"
 	"joold/internal/nlchan"
 	"joold/internal/session"
+	"joold/internal/wire"
 )
 
 // hookedKernel is a model kernel whose sessions age, and of which a test can make
@@ -171,7 +172,9 @@ type refusingGroup struct {
 func (g *refusingGroup) refuse(err error) { g.err.Store(&err) }
 
 func (g *refusingGroup) Write(b []byte) error {
-	g.writes.Add(1)
+	if dg, _ := wire.Parse(b); dg.Number < wire.Apart {
+		g.writes.Add(1)
+	}
 	if err := g.err.Load(); err != nil && *err != nil {
 		return *err
 	}

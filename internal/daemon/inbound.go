@@ -92,7 +92,7 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 		d.limit.WarnWith("refused a datagram", func() []any { return []any{"from", dg.From, "because_of", why} })
 		return
 	}
-	entries, ok := in.stamps.open(dg, now)
+	heard, ok := in.stamps.open(l, dg, now)
 	if !ok {
 		return
 	}
@@ -100,12 +100,12 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 		d.count.unserved.Add(1)
 		return
 	}
-	scratch, r := session.Decode(in.scratch[:0], entries, l.pool6)
+	scratch, r := session.Decode(in.scratch[:0], heard.entries, l.pool6)
 	in.scratch = scratch
 	d.count.rcvdSessions.Add(uint64(r.Read))
 	if l.misreads() {
 		d.count.unfit.Add(uint64(r.Read))
-		d.peers.heard(dg.From.Addr(), r, r.Read+r.BadTotal(), now)
+		d.peers.heard(dg.From.Addr(), r, r.Read+r.BadTotal(), heard.numbered, now)
 		return
 	}
 
@@ -121,7 +121,11 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 				"unreadable", reasonList[session.Defect](r.Bad[:]), "unacceptable", reasonList[session.Refusal](refused[:])}
 		})
 	}
-	from := d.peers.heard(dg.From.Addr(), r, bad, now)
+	peer := d.peers.heard(dg.From.Addr(), r, bad, heard.numbered, now)
+	src := heard.source
+	if !heard.numbered {
+		src.From = plainSource(peer)
+	}
 	if d.debugs(context.Background()) {
 		d.Log.Debug("heard", "from", dg.From, "encoding", r.Encoding, "sessions", r.Read, "taken", len(kept))
 	}
@@ -131,7 +135,11 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 	if bad > 0 { // the instance may have been made anew
 		l.stir()
 	}
-	l.give(d.accept(l, from, kept, now), now)
+	kept, news := d.accept(l, origin{src, peer}, kept, now)
+	l.give(kept, now)
+	if heard.copied {
+		d.out.learned(l, news)
+	}
 	if refused[session.RefusedPool4] > 0 && l.policy.Load() != policy {
 		d.readmit(l, now) // which may have been done before they were kept
 	}
@@ -151,29 +159,41 @@ func (d *Daemon) admits(dg *mcast.Datagram) (stray, bool) {
 	return 0, true
 }
 
-// accept keeps of sessions that a peer sent those that are news, and has the
-// conflicts among them resolved.
-func (d *Daemon) accept(l *link, from uint32, sessions []session.Session, now time.Time) []session.Session {
+// origin is who sent a session.
+type origin struct {
+	batch.Source
+	peer uint32 // its number among the peers
+}
+
+// Two ways to tell senders from each other are in use, by address and by epoch. No
+// number is of both.
+func plainSource(peer uint32) uint32   { return max(2, peer<<1) }
+func stampedSource(from uint32) uint32 { return from<<1 | 1 }
+
+// accept keeps of sessions that a peer sent those that are worth injecting, and has
+// the conflicts among them resolved. news is how many were not known.
+func (d *Daemon) accept(l *link, from origin, sessions []session.Session, now time.Time) (kept []session.Session, news int) {
 	if len(sessions) == 0 {
-		return nil
+		return nil, 0
 	}
 	d.out.mu.Lock()
 	defer d.out.mu.Unlock()
 	if d.out.link != l { // it ended while the datagrams were read
-		return nil
+		return nil, 0
 	}
 	table := d.out.table
 	table.Foresee(sessions)
-	kept := sessions[:0]
+	told := table.Counts().Told
+	kept = sessions[:0]
 	for _, s := range sessions {
-		switch verdict, bib := table.Accept(from, &s, now); verdict {
+		switch verdict, bib := table.Accept(&from.Source, &s, now); verdict {
 		case batch.Inject:
 			kept = append(kept, s)
 		case batch.Conflict:
 			d.contest(l, conflict{s, from, now, bib})
 		}
 	}
-	return kept
+	return kept, int(table.Counts().Told - told)
 }
 
 // check keeps of sessions, in their place, those that policy accepts, and tells
@@ -213,8 +233,10 @@ func (d *Daemon) readmit(l *link, now time.Time) {
 	kept := l.check(l.policy.Load(), l.refused.Take(nil, now), now, func([]session.Session, session.Refusal) {})
 	if len(kept) > 0 {
 		d.done.Info("sessions that were refused are accepted now", "sessions", len(kept))
-		l.give(d.accept(l, keptPeer, kept, now), now)
+		kept, _ = d.accept(l, origin{batch.Source{From: plainSource(keptPeer)}, keptPeer}, kept, now)
+		l.give(kept, now)
 	}
+	d.out.doubtful(l)
 }
 
 // pause waits; false when ctx ends first.

@@ -305,7 +305,8 @@ type story struct {
 	in     *intake
 	script []byte
 
-	nodes  []*wire.Signer      // that may be heard: without a key, with either, and one that seals
+	group  *modelGroup
+	nodes  []*partner          // that may be heard: without a key, with either, and one that seals
 	last   []byte              // that one of them stamped
 	opener *wire.Opener        // with this node's keys
 	used   map[wire.Stamp]bool // what has been heard by a key
@@ -406,6 +407,23 @@ func (y *story) stamped(entries []byte) []byte {
 		y.last[int(y.uint16())%len(y.last)] ^= y.byte()
 	}
 	return slices.Clone(y.last)
+}
+
+// meet has those nodes known that say hello with a key that counts.
+func (y *story) meet() {
+	for range 4 {
+		time.Sleep(time.Second)
+		synctest.Wait()
+		y.group.mu.Lock()
+		heard := y.group.apart
+		y.group.apart = nil
+		y.group.mu.Unlock()
+		for _, n := range y.nodes {
+			for _, b := range n.says(heard) {
+				y.in.accept(y.l, &mcast.Datagram{Payload: b, From: n.from, HopLimit: 255}, time.Now())
+			}
+		}
+	}
 }
 
 // said is what a datagram says to a node with these keys; nil if it must not be
@@ -567,6 +585,9 @@ func (y *story) step() {
 			cfg := *y.live.Load()
 			cfg.Keys = []wire.Keys{{}, someKeys(y.t, 1), someKeys(y.t, 1, 2), someKeys(y.t, 2, 3)}[y.byte()%4]
 			y.live.Store(&cfg)
+			y.signer.Rekey(cfg.Keys, false)
+			y.out.rekeyed()
+			y.meet()
 		}
 	}
 }
@@ -584,7 +605,7 @@ func tell(t *testing.T, e session.Encoding, p session.Pool6, script []byte) (y *
 	k.heard = []byte{}
 	var objection string
 	k.object = func(what string) { objection = what }
-	y = &story{t: t, k: k, script: script}
+	y = &story{t: t, k: k, script: script, group: newModelGroup()}
 	y.Daemon = newDaemon(&config.Config{
 		Instance: "edge", BatchDeadline: 10 * time.Millisecond, Refresh: 2 * time.Second, Table: 50, Pending: 20,
 	}, Options{Version: "test", Log: slog.New(slog.DiscardHandler)})
@@ -601,8 +622,11 @@ func tell(t *testing.T, e session.Encoding, p session.Pool6, script []byte) (y *
 	y.opener, y.used = wire.NewOpener("", wire.Keys{}), make(map[wire.Stamp]bool)
 	for n, keys := range []wire.Keys{{}, someKeys(t, 1), someKeys(t, 2), someKeys(t, 2)} {
 		epoch := func(b []byte) { b[0] = byte(n) }
-		y.nodes = append(y.nodes, wire.NewSigner("", keys, n == 3, epoch))
+		y.nodes = append(y.nodes, asPartner(t, wire.NewSigner("", keys, n == 3, epoch), "", keys))
 	}
+	group := network(y.group)
+	y.current.Store(&group)
+	y.meet()
 	for len(y.script) > 0 && objection == "" {
 		y.step()
 	}

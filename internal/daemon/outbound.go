@@ -156,7 +156,12 @@ type outlet struct {
 	dropped  uint64    // what drops was then
 	heldTill time.Time // no datagram is tried before
 	packed   []session.Session
+	refs     []session.Ref // to what is sent, where that is not all of what was taken
+	some     []session.Session
 	buf      []byte
+
+	tableConfig batch.TableConfig
+	member      member
 }
 
 func newOutlet(d *Daemon) *outlet {
@@ -168,6 +173,8 @@ func newOutlet(d *Daemon) *outlet {
 		o.pump(time.Now(), false)
 	})
 	o.timer.Stop()
+	o.member.timer = time.AfterFunc(time.Hour, o.tick)
+	o.member.timer.Stop()
 	return o
 }
 
@@ -175,9 +182,12 @@ func newOutlet(d *Daemon) *outlet {
 func (o *outlet) begin(l *link) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.link, o.table = l, batch.NewTable(o.d.tableConfig(l))
+	o.follow(l)
+	o.link, o.table = l, batch.NewTable(o.tableConfig)
 	o.encoding, o.pool6 = l.wire, l.pool6
+	o.describe(l)
 	o.resizeLocked(o.d.maxPayload())
+	o.enter(false, time.Now())
 }
 
 // end sends what waits and forgets the instance.
@@ -185,6 +195,7 @@ func (o *outlet) end(now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.flush(now)
+	o.leave()
 	o.past, o.table, o.link = o.counts(), nil, nil
 	o.past.Sessions, o.past.Pending = 0, 0
 }
@@ -198,10 +209,10 @@ func (o *outlet) with(f func(*batch.Table)) {
 	}
 }
 
-func (d *Daemon) tableConfig(l *link) batch.TableConfig {
-	cfg := d.live.Load()
-	return batch.TableConfig{
-		Limit: tableLimit(d.fixed), Pending: cfg.Pending, Timeouts: l.globals.Timeouts, Refresh: cfg.Refresh, OwnFor: ownFor,
+// follow makes the table's settings those of the configuration and of l.
+func (o *outlet) follow(l *link) {
+	o.tableConfig = batch.TableConfig{
+		Limit: tableLimit(o.d.fixed), Pending: o.d.live.Load().Pending, Timeouts: l.globals.Timeouts, Refresh: o.refresh(), OwnFor: ownFor,
 	}
 }
 
@@ -215,7 +226,13 @@ func (d *Daemon) maxPayload() int {
 
 // configure follows settings that have changed.
 func (o *outlet) configure(l *link) {
-	o.with(func(t *batch.Table) { t.Configure(o.d.tableConfig(l)) })
+	o.with(func(t *batch.Table) {
+		o.follow(l)
+		t.Configure(o.tableConfig)
+		o.describe(l)
+		o.member.Configure(o.member.config)
+		o.arm(time.Now())
+	})
 }
 
 // expire forgets what has died.
@@ -239,6 +256,7 @@ func (o *outlet) resize(maxPayload int) {
 // that cannot even carry that says so when it is sent.
 func (o *outlet) resizeLocked(maxPayload int) {
 	o.room = max(1, (maxPayload-wire.Overhead)/o.encoding.EntrySize())
+	o.fit(maxPayload)
 }
 
 // announce sends what peers must know of it, at the latest when it has waited for
@@ -310,7 +328,7 @@ func (o *outlet) sendNext(now time.Time) (some bool) {
 	if len(o.packed) == 0 {
 		return false
 	}
-	_, unsent, err := o.send(o.packed)
+	_, unsent, err := o.send(o.packed, o.table.Taken(), 0)
 	if err == nil {
 		o.sendWorks()
 		return true
@@ -358,9 +376,24 @@ func (o *outlet) sweep(l *link, from []session.Session, base time.Time, all bool
 	if len(o.packed) == 0 {
 		return through, 0, 0, nil
 	}
-	datagrams, unsent, err := o.send(o.packed)
+	for _, flags := range []wire.Flags{0, wire.SecondHand} {
+		o.some, o.refs = o.some[:0], o.refs[:0]
+		for i, ref := range o.table.Taken() {
+			if o.firstHand(ref) == (flags == 0) {
+				o.some, o.refs = append(o.some, o.packed[i]), append(o.refs, ref)
+			}
+		}
+		if len(o.some) == 0 {
+			continue
+		}
+		n, unsent, failure := o.send(o.some, o.refs, flags)
+		if failure != nil {
+			o.table.Unsent(unsent, false)
+			err = failure
+		}
+		datagrams += n
+	}
 	if err != nil {
-		o.table.Unsent(unsent, false)
 		return 0, 0, 0, err
 	}
 	o.sendWorks()
@@ -394,20 +427,22 @@ func (o *outlet) lacking(l *link, sessions []session.Session, all bool, now time
 	return slices.DeleteFunc(sessions, func(s session.Session) bool { return !o.table.Lacks(&s, now) && !all })
 }
 
-// send sends sessions: in one datagram, or in pieces should the path have become
-// too narrow. It returns in how many, those that could not be sent, and why.
-func (o *outlet) send(sessions []session.Session) (datagrams int, unsent []session.Session, err error) {
+// send sends sessions, to which refs are references: in one datagram, or in pieces
+// should the path have become too narrow. It returns in how many, those that could
+// not be sent, and why.
+func (o *outlet) send(sessions []session.Session, refs []session.Ref, flags wire.Flags) (datagrams int, unsent []session.Session, err error) {
 	o.buf = o.buf[:0]
 	for i := range sessions {
 		o.buf = o.encoding.Append(o.buf, &sessions[i], o.pool6)
 	}
-	o.buf, err = o.d.write(o.buf)
+	o.buf, err = o.write(o.buf, refs, flags)
 	if errors.Is(err, mcast.ErrTooBig) {
 		room := o.room
 		if o.resizeLocked(o.d.maxPayload()); o.room < room && o.room < len(sessions) {
 			err = nil
-			for piece := range slices.Chunk(sessions, o.room) {
-				n, left, failure := o.send(piece)
+			for from := 0; from < len(sessions); from += o.room {
+				to := min(from+o.room, len(sessions))
+				n, left, failure := o.send(sessions[from:to], refs[from:to], flags)
 				datagrams += n
 				unsent = append(unsent, left...)
 				err = cmp.Or(err, failure)
@@ -428,14 +463,22 @@ func passes(err error) bool {
 }
 
 // write stamps entries and sends them; it returns them with their stamp. Where
-// there is no group they take no number, since peers would miss it.
-func (d *Daemon) write(entries []byte) ([]byte, error) {
-	group := d.group()
+// there is no group they take no number, since peers would miss it. Of one that
+// could not be sent peers hear that it held nothing.
+func (o *outlet) write(entries []byte, refs []session.Ref, flags wire.Flags) ([]byte, error) {
+	group := o.d.group()
 	if group == nil {
 		return entries, errNoGroup
 	}
-	b := d.signer.Stamp(entries, 0, nil)
-	return b, group.Write(b)
+	b := o.d.signer.Stamp(entries, flags, nil)
+	err := group.Write(b)
+	if err != nil {
+		refs = nil
+	}
+	now := time.Now()
+	o.member.Numbered(o.d.signer.Last(), refs, now)
+	o.arm(now)
+	return b, err
 }
 
 // sent counts a datagram.

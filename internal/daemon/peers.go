@@ -9,7 +9,6 @@ import (
 
 	"joold/internal/control"
 	"joold/internal/session"
-	"joold/internal/wire"
 )
 
 // maxPeers bounds the senders that are remembered. A cluster has a handful; who
@@ -22,9 +21,10 @@ const keptPeer = 1
 
 // peers remembers who was heard.
 type peers struct {
-	mu   sync.Mutex
-	m    map[netip.Addr]*peer
-	last uint32 // number that was given
+	mu      sync.Mutex
+	m       map[netip.Addr]*peer
+	last    uint32    // number that was given
+	plainAt time.Time // when one was last heard whose datagrams have no numbers that can be used
 }
 
 type peer struct {
@@ -35,73 +35,25 @@ type peer struct {
 	datagrams uint64
 	sessions  uint64
 	refused   uint64
-	numbers   numbers
-}
-
-// numbers is what is known of a peer by its stamps.
-type numbers struct {
-	epoch                    wire.Epoch
-	window                   wire.Window
-	starts                   uint64
-	lost                     uint64 // in windows before this one
-	late, duplicates, jumped uint64
-}
-
-// note counts a stamp's number. One that is outside of the window begins another:
-// nothing else yet tells where the numbers have got to.
-func (n *numbers) note(st *wire.Stamp) {
-	if st.Epoch != n.epoch || n.starts == 0 {
-		n.epoch = st.Epoch
-		n.starts++
-		n.renew()
-	}
-	switch n.window.Note(st.Number) {
-	case wire.Late:
-		n.late++
-	case wire.Duplicate:
-		n.duplicates++
-	case wire.TooOld, wire.Jump:
-		n.jumped++
-		n.renew()
-		n.window.Note(st.Number)
-	}
-}
-
-// renew forgets the window, but not what was lost in it.
-func (n *numbers) renew() {
-	n.lost += n.window.Missing()
-	n.window = wire.Window{}
+	numbered  bool // by its last datagram
 }
 
 // heard notes a datagram from a, of which so many entries were not taken, and
-// returns the sender's number.
-func (p *peers) heard(a netip.Addr, r session.Report, refused int, now time.Time) uint32 {
+// returns the sender's number. numbered is whether it has a number that can be used.
+func (p *peers) heard(a netip.Addr, r session.Report, refused int, numbered bool, now time.Time) uint32 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	q := p.of(a, now)
 	q.datagrams++
 	q.sessions += uint64(r.Read)
 	q.refused += uint64(refused)
+	if q.numbered = numbered; !numbered {
+		p.plainAt = now
+	}
 	if r.Read > 0 {
 		q.encoding, q.swapped = r.Encoding, r.Swapped
 	}
 	return q.number
-}
-
-// numbered notes a stamp that came from a.
-func (p *peers) numbered(a netip.Addr, st *wire.Stamp, now time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.of(a, now).numbers.note(st)
-}
-
-// repeated notes that what had come from a peer before has come again from a.
-func (p *peers) repeated(a netip.Addr) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if q := p.m[a]; q != nil {
-		q.numbers.duplicates++
-	}
 }
 
 // of is the sender a, which has just been heard.
@@ -122,6 +74,14 @@ func (p *peers) of(a netip.Addr, now time.Time) *peer {
 	return q
 }
 
+// plain tells whether somebody was heard lately whose datagrams have no numbers: a
+// C node, as a rule, which does not find out what it lacks.
+func (p *peers) plain(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.plainAt.IsZero() && now.Sub(p.plainAt) < plainFor
+}
+
 func (p *peers) forgetOldest() {
 	var oldest netip.Addr
 	var last time.Time
@@ -140,7 +100,6 @@ func (p *peers) snapshot(now time.Time) []control.Peer {
 	list := make([]control.Peer, 0, len(p.m))
 	for _, a := range slices.SortedFunc(maps.Keys(p.m), netip.Addr.Compare) {
 		q := p.m[a]
-		n := &q.numbers
 		order := "same"
 		if q.swapped {
 			order = "other"
@@ -149,7 +108,7 @@ func (p *peers) snapshot(now time.Time) []control.Peer {
 			Address: a.String(), Encoding: q.encoding.String(), ByteOrder: order,
 			LastHeard: q.last, Ago: now.Sub(q.last).Seconds(),
 			Datagrams: q.datagrams, Sessions: q.sessions, Refused: q.refused,
-			Stamped: n.starts > 0, Starts: n.starts, Lost: n.lost + n.window.Missing(), Late: n.late, Duplicates: n.duplicates, Jumps: n.jumped,
+			Stamped: q.numbered,
 		})
 	}
 	return list

@@ -103,6 +103,7 @@ func (d *Daemon) reload() {
 	}
 	d.live.Store(next)
 	d.signer.Rekey(next.Keys, next.Encrypt)
+	d.out.rekeyed()
 	d.Log.Info("read the configuration again", "applied", live)
 	if len(fixed) > 0 {
 		d.Log.Warn("these settings take a new start of the daemon", "settings", fixed)

@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"log/slog"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -15,13 +16,6 @@ import (
 	"joold/internal/session"
 	"joold/internal/wire"
 )
-
-// stamped is a datagram of sessions as s sends it.
-func stamped(s *wire.Signer, ss ...session.Session) []byte {
-	return s.Stamp(encode(session.Enc4113, wkp, ss...), 0, nil)
-}
-
-func signerOf(cluster string) *wire.Signer { return wire.NewSigner(cluster, wire.Keys{}, false, nil) }
 
 func TestWhatIsSentIsNumberedBehindItsEntries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -70,85 +64,94 @@ func TestNoNumberIsTakenForAGroupThatIsAway(t *testing.T) {
 	})
 }
 
+// between is a daemon that does nothing by itself, on a group.
+func between(t *testing.T) (d *Daemon, l *link, in *intake, g *modelGroup) {
+	d, l = idle(t, newModelKernel(session.Enc4113))
+	g = newModelGroup()
+	group := network(g)
+	d.current.Store(&group)
+	return d, l, newIntake(d), g
+}
+
 func TestLossesOfAPeerAreSeenByItsNumbers(t *testing.T) {
-	d, l := idle(t, newModelKernel(session.Enc4113))
-	in := newIntake(d)
-	now := time.Now()
-	hear := func(datagrams ...[]byte) {
-		for _, b := range datagrams {
-			in.accept(l, &mcast.Datagram{Payload: b, From: sender}, now)
+	synctest.Test(t, func(t *testing.T) {
+		d, l, in, g := between(t)
+		hear := func(datagrams ...[]byte) {
+			for _, b := range datagrams {
+				in.accept(l, &mcast.Datagram{Payload: b, From: sender}, time.Now())
+			}
 		}
-	}
-	run := func(n int) (sent [][]byte) {
-		s := signerOf("")
-		for i := range n {
-			sent = append(sent, stamped(s, udp(uint16(i), 300_000)))
+		check := func(what string, want ...control.Node) {
+			t.Helper()
+			nodes := d.out.clusterStatus(time.Now()).Nodes
+			var got []control.Node
+			for _, n := range nodes {
+				got = append(got, control.Node{Missing: n.Missing, Late: n.Late, Duplicate: n.Duplicate})
+			}
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("%s: %+v, want %+v", what, got, want)
+			}
 		}
-		return sent
-	}
-	check := func(what string, want control.Peer) {
-		t.Helper()
-		p := d.status(now).Peers
-		if len(p) != 1 {
-			t.Fatalf("%s: %d peers", what, len(p))
+		hear(encode(session.Enc4113, wkp, udp(999, 300_000)))
+		check("a C node")
+		p := newPartner(t, wire.Keys{}, false)
+		p.meet(d, l, in, g)
+		var sent [][]byte
+		for i := range uint16(10) {
+			sent = append(sent, p.data(udp(i, 300_000)))
 		}
-		got := control.Peer{
-			Stamped: p[0].Stamped, Starts: p[0].Starts, Lost: p[0].Lost, Late: p[0].Late,
-			Duplicates: p[0].Duplicates, Jumps: p[0].Jumps,
+		hear(sent[2:5]...)
+		check("two that have not come", control.Node{Missing: 2})
+		hear(sent[9], sent[3])
+		check("six, and one that came twice", control.Node{Missing: 6, Duplicate: 1})
+		hear(sent[6])
+		check("one of them came late", control.Node{Missing: 5, Late: 1, Duplicate: 1})
+		if got := len(l.inbox.Take(nil, time.Now())); got != 6 {
+			t.Errorf("%d sessions for the kernel, want 5 of numbered datagrams and the C node's", got)
 		}
-		if got != want {
-			t.Errorf("%s: %+v, want %+v", what, got, want)
+		if s := d.status(time.Now()).Net; s.Numbered["duplicate"] != 1 || s.Stamps["unstamped"] != 1 {
+			t.Errorf("counted %+v and %+v", s.Stamps, s.Numbered)
 		}
-	}
-
-	hear(encode(session.Enc4113, wkp, udp(999, 300_000)))
-	check("a C node", control.Peer{})
-	sent := run(10)
-	hear(sent[2:5]...)
-	check("heard from its third datagram on", control.Peer{Stamped: true, Starts: 1})
-	hear(sent[9], sent[3])
-	check("four that have not come and one that came twice", control.Peer{Stamped: true, Starts: 1, Lost: 4, Duplicates: 1})
-	hear(sent[6])
-	check("one of them came late", control.Peer{Stamped: true, Starts: 1, Lost: 3, Late: 1, Duplicates: 1})
-	sent = run(3)
-	hear(sent[0], sent[2])
-	check("the peer was started anew", control.Peer{Stamped: true, Starts: 2, Lost: 4, Late: 1, Duplicates: 1})
-
-	if got := len(l.inbox.Take(nil, now)); got != 7 {
-		t.Errorf("%d sessions for the kernel, want 6 of numbered datagrams and the C node's", got)
-	}
-	if s := d.status(now).Net; s.Stamps["intact"] != 8 || s.Stamps["unstamped"] != 1 || s.RcvdDatagrams != 9 {
-		t.Errorf("counted %+v of %d", s.Stamps, s.RcvdDatagrams)
-	}
+	})
 }
 
 // Without a key anybody can make numbers up.
 func TestAForgedNumberMutesNobody(t *testing.T) {
-	d, l := idle(t, newModelKernel(session.Enc4113))
-	in := newIntake(d)
-	now := time.Now()
-	s := signerOf("")
-	epoch := s.Epoch()
-	forger := wire.NewSigner("", wire.Keys{}, false, func(b []byte) { copy(b, epoch[:]) })
-	for range 20_000 {
-		forger.Stamp(nil, 0, nil)
-	}
-	for i := range 10 {
-		in.accept(l, &mcast.Datagram{Payload: stamped(s, udp(uint16(i), 300_000)), From: sender}, now)
-		if i == 4 {
-			in.accept(l, &mcast.Datagram{Payload: stamped(forger), From: sender}, now)
+	synctest.Test(t, func(t *testing.T) {
+		d, l, in, g := between(t)
+		p := newPartner(t, wire.Keys{}, false)
+		p.meet(d, l, in, g)
+		epoch := p.Epoch()
+		forger := wire.NewSigner("", wire.Keys{}, false, func(b []byte) { copy(b, epoch[:]) })
+		for range 20_000 {
+			forger.Stamp(nil, 0, nil)
 		}
-	}
-	if got := len(l.inbox.Take(nil, now)); got != 10 {
-		t.Errorf("%d sessions for the kernel, want 10", got)
-	}
-	if p := d.status(now).Peers[0]; p.Lost != 0 || p.Jumps != 2 || p.Late != 0 {
-		t.Errorf("%+v: want a jump there and one back", p)
-	}
+		for i := range uint16(10) {
+			in.accept(l, &mcast.Datagram{Payload: p.data(udp(i, 300_000)), From: sender}, time.Now())
+			if i == 4 {
+				in.accept(l, &mcast.Datagram{Payload: forger.Stamp(nil, 0, nil), From: sender}, time.Now())
+			}
+		}
+		if got := len(l.inbox.Take(nil, time.Now())); got != 10 {
+			t.Errorf("%d sessions for the kernel, want 10", got)
+		}
+		if n := d.status(time.Now()).Net.Numbered; n["far"] != 1 {
+			t.Errorf("counted %v", n)
+		}
+	})
 }
 
 func TestADatagramsStampDecidesWhetherItsEntriesAreTaken(t *testing.T) {
+	synctest.Test(t, stampDecides)
+}
+
+func stampDecides(t *testing.T) {
 	one := udp(1, 300_000)
+	stamped := func(cluster string, keys wire.Keys, sealing bool) []byte {
+		return wire.NewSigner(cluster, keys, sealing, nil).Stamp(encode(session.Enc4113, wkp, one), 0, nil)
+	}
+	blue := asPartner(t, wire.NewSigner("blue", wire.Keys{}, false, nil), "blue", wire.Keys{})
+	stranger := stamped("blue", wire.Keys{}, false)
 	change := func(fromEnd int, b []byte) []byte {
 		b[len(b)-fromEnd] ^= 0x40
 		return b
@@ -164,27 +167,38 @@ func TestADatagramsStampDecidesWhetherItsEntriesAreTaken(t *testing.T) {
 		logged   string
 	}{
 		{wire.Unstamped, encode(session.Enc4113, wkp, one), true, ""},
-		{wire.Intact, stamped(signerOf("blue"), one), true, ""},
-		{wire.OtherCluster, stamped(signerOf(""), one), false, `because_of="other cluster"`},
-		{wire.OtherCluster, stamped(signerOf("red"), one), false, `because_of="other cluster"`},
-		{wire.Damaged, change(1, stamped(signerOf("blue"), one)), false, "because_of=damaged"},
-		{wire.Damaged, change(60, stamped(signerOf("blue"), one)), false, "because_of=damaged"},
-		{wire.OtherVersion, change(46, stamped(signerOf("blue"), one)), true, "of another version of joold"},
-		{wire.OtherKey, stamped(wire.NewSigner("blue", key, false, nil), one), true, "a peer signs"},
-		{wire.OtherKey, stamped(wire.NewSigner("blue", key, true, nil), one), false, "a peer signs"},
+		{wire.Intact, nil, true, ""}, // of a node that it has met
+		{wire.Intact, stranger, false, ""},
+		{wire.OtherCluster, stamped("", wire.Keys{}, false), false, `because_of="other cluster"`},
+		{wire.OtherCluster, stamped("red", wire.Keys{}, false), false, `because_of="other cluster"`},
+		{wire.Damaged, change(1, stamped("blue", wire.Keys{}, false)), false, "because_of=damaged"},
+		{wire.Damaged, change(60, stamped("blue", wire.Keys{}, false)), false, "because_of=damaged"},
+		{wire.OtherVersion, change(46, stamped("blue", wire.Keys{}, false)), true, "of another version of joold"},
+		{wire.OtherKey, stamped("blue", key, false), true, "a peer signs"},
+		{wire.OtherKey, stamped("blue", key, true), false, "a peer encrypts"},
 		{wire.Trailing, append(encode(session.Enc4113, wkp, one), 0, 0, 0, 0, 1), true, ""},
 	} {
-		d, l := idle(t, newModelKernel(session.Enc4113))
+		d, l, _, g := between(t)
 		d.fixed.Cluster = "blue"
+		d.signer = wire.NewSigner("blue", wire.Keys{}, false, nil)
+		d.out.end(time.Now())
+		d.out.begin(l)
+		in := newIntake(d)
+		known := c.verdict == wire.Intact && c.taken
+		if known {
+			blue.meet(d, l, in, g)
+			c.datagram = blue.data(one)
+		}
+		before := d.count.stamps[c.verdict].Load()
 		var log bytes.Buffer
 		d.limit = logging.NewLimiter(slog.New(slog.NewTextHandler(&log, nil)))
 		now := time.Now()
-		newIntake(d).accept(l, &mcast.Datagram{Payload: slices.Clone(c.datagram), From: sender}, now)
+		in.accept(l, &mcast.Datagram{Payload: slices.Clone(c.datagram), From: sender}, now)
 		s := d.status(now)
-		if got := len(l.inbox.Take(nil, now)) == 1; got != c.taken || s.Net.Stamps[c.verdict.String()] != 1 {
+		if got := len(l.inbox.Take(nil, now)) == 1; got != c.taken || s.Net.Stamps[c.verdict.String()] != before+1 {
 			t.Errorf("%s: taken %v, counted %v", c.verdict, got, s.Net.Stamps)
 		}
-		if (len(s.Peers) == 1 && s.Peers[0].Stamped) != (c.verdict == wire.Intact) || s.Network.Cluster != "blue" {
+		if (len(s.Peers) == 1 && s.Peers[0].Stamped) != known || s.Network.Cluster != "blue" {
 			t.Errorf("%s: peers %+v in cluster %q", c.verdict, s.Peers, s.Network.Cluster)
 		}
 		if !strings.Contains(log.String(), c.logged) || (c.logged == "") != (log.Len() == 0) {

@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"time"
 
+	"joold/internal/batch"
+	"joold/internal/cluster"
 	"joold/internal/config"
 	"joold/internal/mcast"
 	"joold/internal/wire"
@@ -13,13 +15,14 @@ import (
 const maxSigners = 256
 
 // stamps decides by a datagram's stamp, or for want of one, whether it is heard.
-// It owns what must be remembered for that: it lives as long as the daemon, and
-// belongs to the goroutine that takes datagrams in.
+// It owns what must be remembered for that, but for the numbers, which are the
+// cluster's: it lives as long as the daemon, and belongs to the goroutine that takes
+// datagrams in.
 type stamps struct {
 	d       *Daemon
 	cfg     *config.Config // whose keys the opener has
 	opener  *wire.Opener
-	runs    wire.Runs
+	opened  wire.Datagram
 	signers map[netip.Addr]time.Time // who was seen signing, and when last
 }
 
@@ -30,66 +33,78 @@ func newStamps(d *Daemon) *stamps {
 	}
 }
 
-// open returns a datagram's entries, if it is heard, and notes its number.
-func (s *stamps) open(dg *mcast.Datagram, now time.Time) (entries []byte, ok bool) {
+// heard is what is taken of a datagram.
+type heard struct {
+	entries  []byte
+	numbered bool         // it is stamped as is the way of this cluster
+	source   batch.Source // if it is numbered
+	copied   bool         // part of a copy of another's table
+}
+
+// open tells what is taken of a datagram, if anything is.
+func (s *stamps) open(l *link, dg *mcast.Datagram, now time.Time) (h heard, ok bool) {
 	d, from := s.d, dg.From.Addr()
 	if cfg := d.live.Load(); cfg != s.cfg {
 		s.cfg = cfg
 		s.opener.Rekey(cfg.Keys)
 	}
-	opened, verdict := s.opener.Open(dg.Payload, now)
-	if verdict == wire.Proven {
-		verdict = s.fresh(&opened.Stamp)
-	}
+	var verdict wire.Verdict
+	s.opened, verdict = s.opener.Open(dg.Payload, now)
 	d.count.stamps[verdict].Add(1)
 	if !s.hears(verdict, from) {
 		d.count.unheard[verdict].Add(1)
-		if verdict == wire.Replayed {
-			d.peers.repeated(from)
-		}
 		s.sayUnheard(verdict, dg.From)
-		return nil, false
+		return h, false
 	}
+	h.entries = s.opened.Entries
 	switch verdict {
 	case wire.Unstamped, wire.Trailing: // as much of it as Jool would read
-		return dg.Payload, true
-	case wire.Proven:
-		s.signs(from, now)
-		s.number(from, &opened.Stamp, now)
-	case wire.Intact:
-		s.number(from, &opened.Stamp, now)
+		h.entries = dg.Payload
+	case wire.Proven, wire.Intact:
+		if l != nil {
+			return s.meet(l, verdict, dg.From, now)
+		}
 	case wire.OtherVersion:
 		d.limit.WarnWith("a peer's stamp is of another version of joold: its sessions are taken, its losses are not seen",
 			func() []any { return []any{"from", dg.From} })
 	case wire.OtherKey:
+		if s.opened.Sealed() {
+			d.limit.WarnWith("a peer encrypts, and there is no key here to read that: nothing of it is taken",
+				func() []any { return []any{"from", dg.From} })
+			break
+		}
 		d.limit.WarnWith("a peer signs, and there is no key here to check that: its sessions are taken, its losses are not seen",
 			func() []any { return []any{"from", dg.From} })
 	}
-	return opened.Entries, true
+	return h, true
 }
 
-// number notes a number by which losses are seen.
-func (s *stamps) number(from netip.Addr, st *wire.Stamp, now time.Time) {
-	if st.Number < wire.Apart {
-		s.d.peers.numbered(from, st, now)
+// meet asks the cluster what a datagram counts for that is stamped as it should be.
+func (s *stamps) meet(l *link, verdict wire.Verdict, from netip.AddrPort, now time.Time) (h heard, ok bool) {
+	d, dg := s.d, &s.opened
+	r, ok := d.out.receive(l, dg, from, now)
+	if !ok { // the instance has just gone
+		return h, false
 	}
-}
-
-// fresh judges what is proven by its number. A run of which nothing was heard yet
-// is fresh, be it over long since: what its recordings hold counts, but once.
-func (s *stamps) fresh(st *wire.Stamp) wire.Verdict {
-	if signer := s.d.signer; st.Epoch == signer.Epoch() {
-		if st.Number > signer.Last() && st.Number < wire.Apart {
-			signer.Renew()
-			s.d.limit.Warn("another node sends in the name of this one, as a copy of its machine would: this one takes a new name")
+	d.count.unmet[r.Verdict].Add(1)
+	switch r.Verdict {
+	case cluster.Taken:
+		if verdict == wire.Proven { // and no recording
+			s.signs(from.Addr(), now)
 		}
-		return wire.Reflected
+		h = heard{entries: dg.Entries, numbered: true, copied: r.Copied, source: batch.Source{
+			From: stampedSource(r.From), Order: r.Order, SecondHand: dg.Flags&wire.SecondHand != 0, Timeouts: r.Timeouts,
+		}}
+		if r.From == 0 { // nodes say something; what else is in there is for later versions
+			h.entries = nil
+		}
+		return h, true
+	case cluster.Mine:
+		if !d.signer.Used(dg.Number) && d.out.renew(now) {
+			d.limit.Warn("another node sends in the name of this one, as a copy of its machine would: this one takes a new name")
+		}
 	}
-	switch s.runs.Note(st.Epoch, st.Number) {
-	case wire.Duplicate, wire.TooOld:
-		return wire.Replayed
-	}
-	return wire.Proven
+	return h, false
 }
 
 // hears tells whether what was found about a datagram from there lets it in.

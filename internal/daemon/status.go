@@ -7,7 +7,9 @@ import (
 	"time"
 
 	"joold/internal/batch"
+	"joold/internal/cluster"
 	"joold/internal/control"
+	"joold/internal/nlchan"
 	"joold/internal/session"
 	"joold/internal/wire"
 )
@@ -57,10 +59,15 @@ func (d *Daemon) status(now time.Time) control.Status {
 			Strays:     byReason[stray](c.strays[:]),
 			Stamps:     byReason[wire.Verdict](c.stamps[:]),
 			Unheard:    byReason[wire.Verdict](c.unheard[:]),
+			Numbered:   byReason[cluster.Verdict](c.unmet[:]),
 			Verdicts:   verdicts,
-			Unserved:   c.unserved.Load(), ReadErrors: c.readErrors.Load(), SocketDrops: c.socketDrops.Load(),
+
+			ApartDatagrams: c.apartDatagrams.Load(), ApartSessions: c.apartSessions.Load(), ApartBytes: c.apartBytes.Load(),
+			ApartErrors: c.apartErrors.snapshot(),
+			Unserved:    c.unserved.Load(), ReadErrors: c.readErrors.Load(), SocketDrops: c.socketDrops.Load(),
 		},
-		Peers: d.peers.snapshot(now),
+		Peers:   d.peers.snapshot(now),
+		Cluster: d.out.clusterStatus(now),
 	}
 	if d.Queue != nil {
 		s.Log = control.Log(d.Queue.Counts())
@@ -149,4 +156,52 @@ func (o *outlet) counts() batch.TableCounts {
 		c.Verdicts[v] += n
 	}
 	return c
+}
+
+// clusterStatus is what the member says of itself and the others; nil while there is no instance.
+func (o *outlet) clusterStatus(now time.Time) *control.Cluster {
+	o.mu.Lock()
+	if o.table == nil {
+		o.mu.Unlock()
+		return nil
+	}
+	s, active, sessions := o.member.Status(), o.link.translates(), int(o.table.Digest().Sessions)
+	o.mu.Unlock()
+	c := &s.Counts
+	said := &control.Cluster{
+		Node: o.d.name, State: s.State.String(), Why: s.Why, Since: now.Sub(s.Since).Seconds(), Active: active, Sessions: sessions,
+		Copying: s.From, Giving: s.Copies, Requests: c.Requests, Repaired: c.Repaired, Sweeps: c.Sweeps,
+		CopiesGiven: c.Given, CopiesTaken: c.Taken, CopiesBroken: c.Broken, Crowded: c.Crowded, Unread: c.Unread, Unproven: c.Unfresh,
+		Stops: c.Stops, Nodes: make([]control.Node, 0, len(s.Peers)),
+	}
+	known := true
+	for _, p := range s.Peers {
+		n := control.Node{
+			Name: p.Name, Address: p.Addr.String(), Live: p.Live, Fresh: p.Fresh, Left: p.Left, State: p.State.String(), Active: p.Active,
+			Module:   nlchan.Version{Major: p.Module[0], Minor: p.Module[1], Revision: p.Module[2], Dev: p.Module[3]}.String(),
+			Encoding: p.Encoding.String(), Sessions: int(p.Sessions), Ago: now.Sub(p.Heard).Seconds(), Verified: ago(p.Equal, now),
+			Differs: p.Differs, Unlike: p.Unlike,
+			Missing: p.Counts.Missing, Repaired: p.Counts.Repaired, Late: p.Counts.Late, Duplicate: p.Counts.Duplicate,
+			TooOld: p.Counts.TooOld, Requests: p.Counts.Requests,
+		}
+		said.Nodes = append(said.Nodes, n)
+		if !p.Live {
+			continue
+		}
+		if known = known && n.Verified != nil; !known {
+			said.Verified = nil
+		} else if said.Verified == nil || *said.Verified < *n.Verified {
+			said.Verified = n.Verified
+		}
+	}
+	return said
+}
+
+// ago is how long ago a moment was, in seconds; nil if there was none.
+func ago(t, now time.Time) *float64 {
+	if t.IsZero() {
+		return nil
+	}
+	seconds := now.Sub(t).Seconds()
+	return &seconds
 }

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"encoding/binary"
 	"fmt"
 	"strings"
 	"testing"
@@ -308,4 +309,9 @@ func TestSendersThatAreHeardKeepTheirSubkeysWhenOthersComeAndGo(t *testing.T) {
 	if _, verdict := o.Open(friend.Stamp(nil, 0, nil), at); verdict != Proven {
 		t.Errorf("the friend was forgotten: %s", verdict)
 	}
+}
+
+func epochOf(n int) (e Epoch) {
+	binary.BigEndian.PutUint64(e[:], uint64(n))
+	return e
 }

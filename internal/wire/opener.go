@@ -10,8 +10,7 @@ import (
 // Verdict is what an Opener makes of a datagram.
 type Verdict uint8
 
-// The verdicts. The last two are for whoever keeps the numbers: an Opener gives
-// Proven instead.
+// The verdicts.
 const (
 	Unstamped    Verdict = iota // a C node's
 	Intact                      // stamped without a key, as is the way of this cluster
@@ -24,14 +23,12 @@ const (
 	Damaged                     // on its way, or no datagram of any node; or forged without a key
 	Forged                      // it names a key of ours, which has not signed it
 	Crowded                     // of a sender yet unknown, while too many claim to be one
-	Replayed                    // proven, and of a number that has come before, or is too old to tell
-	Reflected                   // proven, and of the node's own epoch
 	Verdicts                    // count
 )
 
 func (v Verdict) String() string {
 	return [Verdicts]string{"unstamped", "intact", "proven", "unsigned", "other version", "other cluster",
-		"other key", "trailing", "damaged", "forged", "crowded", "replayed", "reflected"}[v]
+		"other key", "trailing", "damaged", "forged", "crowded"}[v]
 }
 
 const (
@@ -47,7 +44,7 @@ const (
 )
 
 // Opener takes the datagrams of a cluster apart and tells which are what they
-// claim to be. It says nothing of replays: that is for Runs. It is for one
+// claim to be. It says nothing of replays: that is for whoever keeps the numbers. It is for one
 // goroutine at a time.
 type Opener struct {
 	cluster  string

@@ -75,6 +75,16 @@ func (s *Signer) Last() uint64 {
 	return s.number
 }
 
+// Used tells whether a number was handed out in this epoch.
+func (s *Signer) Used(number uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if number >= Apart {
+		return number-Apart <= s.apart
+	}
+	return number <= s.number
+}
+
 func (s *Signer) rekey(keys Keys, sealing bool) {
 	s.key, s.head[atHint], s.sealing = nil, 0, false
 	if keys.Signing() {

@@ -1,0 +1,334 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"joold/internal/config"
+	"joold/internal/control"
+	"joold/internal/mcast"
+	"joold/internal/session"
+)
+
+// ether is a network between daemons, which loses some of what it carries.
+type ether struct {
+	mu    sync.Mutex
+	r     *rand.Rand
+	loss  float64
+	ports []*etherPort
+}
+
+// etherPort is a daemon's access to it.
+type etherPort struct {
+	*modelGroup
+	net  *ether
+	from netip.AddrPort
+	in   chan mcast.Datagram
+	cut  bool // what it sends and would hear is lost
+}
+
+func (e *ether) port() *etherPort {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p := &etherPort{
+		modelGroup: newModelGroup(), net: e, in: make(chan mcast.Datagram, 100_000),
+		from: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(10 + len(e.ports))}), 6400),
+	}
+	e.ports = append(e.ports, p)
+	return p
+}
+
+func (e *ether) set(change func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	change()
+}
+
+func (p *etherPort) Write(b []byte) error { return p.WriteTo(b, netip.AddrPort{}) }
+
+func (p *etherPort) WriteTo(b []byte, to netip.AddrPort) error {
+	e := p.net
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, o := range e.ports {
+		if o != p && (!to.IsValid() || to == o.from) && !p.cut && !o.cut && e.r.Float64() >= e.loss {
+			o.in <- mcast.Datagram{Payload: bytes.Clone(b), From: p.from}
+		}
+	}
+	return nil
+}
+
+func (p *etherPort) ReadBatch(d []mcast.Datagram) (int, error) {
+	select {
+	case d[0] = <-p.in:
+		return 1, nil
+	case <-p.ended:
+		return 0, os.ErrDeadlineExceeded
+	case <-p.closed:
+		return 0, net.ErrClosed
+	}
+}
+
+// site is a daemon on an ether, and its kernel.
+type site struct {
+	*bench
+	k    *hookedKernel
+	port *etherPort
+}
+
+func (e *ether) start(t *testing.T, change func(*config.Config)) *site {
+	cfg := testConfig()
+	cfg.Refresh = 0
+	if change != nil {
+		change(cfg)
+	}
+	s := &site{bench: bench0(t, cfg, 0), k: newHookedKernel(session.Enc4113), port: e.port()}
+	s.k.pool4 = nil
+	s.name = fmt.Sprintf("node %d", len(e.ports))
+	s.open = func(context.Context) (network, error) { return s.port, nil }
+	s.dial = func() (kernel, error) { return siteKernel{s.k}, nil }
+	s.run()
+	return s
+}
+
+// says is what it says of the cluster.
+func (s *site) says() *control.Cluster { return s.out.clusterStatus(time.Now()) }
+
+// state waits for one.
+func (s *site) state(want string) {
+	s.t.Helper()
+	for limit := time.Now().Add(time.Minute); s.says() == nil || s.says().State != want; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(limit) {
+			s.t.Fatalf("not %s within a minute: %+v", want, s.says())
+		}
+	}
+}
+
+// lacks are those of the sessions that its kernel was never given.
+func (s *site) lacks(ss []session.Session) (n int) {
+	has := make(map[uint16]bool)
+	for _, got := range s.k.taken() {
+		has[got.Src6Port] = true
+	}
+	for _, want := range ss {
+		if !has[want.Src6Port] {
+			n++
+		}
+	}
+	return n
+}
+
+// fills waits until its kernel has all of them, and tells for how long.
+func (s *site) fills(ss []session.Session) time.Duration {
+	s.t.Helper()
+	began := time.Now()
+	for s.lacks(ss) > 0 {
+		if time.Since(began) > time.Minute {
+			s.t.Fatalf("%d of %d sessions are missing after a minute: %+v", s.lacks(ss), len(ss), s.says())
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return time.Since(began)
+}
+
+// some are sessions from a port on, in the state in which they are announced.
+func some(from, n int) (ss []session.Session) {
+	for i := range n {
+		s := udp(uint16(from+i), 300_000)
+		s.Src4Port = uint16(from + i)
+		ss = append(ss, s)
+	}
+	return ss
+}
+
+// siteKernel keeps what it is given.
+type siteKernel struct{ *hookedKernel }
+
+func (k siteKernel) Add(ss []session.Session, p session.Pool6) error {
+	k.keep(ss)
+	return k.hookedKernel.Add(ss, p)
+}
+
+// keep puts sessions into the table.
+func (k siteKernel) keep(ss []session.Session) {
+	k.set(func() {
+		age := uint32(time.Since(k.made).Milliseconds())
+		at := make(map[uint16]int)
+		for i := range k.table {
+			at[k.table[i].Src6Port] = i
+		}
+		for _, s := range ss {
+			s.Expiration += age
+			if i, ok := at[s.Src6Port]; ok {
+				k.table[i] = s
+			} else {
+				k.table = append(k.table, s)
+			}
+		}
+	})
+}
+
+// announce has its kernel announce sessions, as many as fit a message at once.
+func (s *site) announce(ss []session.Session) {
+	siteKernel{s.k}.keep(ss)
+	for m := range slices.Chunk(ss, 36) {
+		s.k.announced <- encode(session.Enc4113, wkp, m...)
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func withNet(t *testing.T, f func(*testing.T, *ether)) {
+	synctest.Test(t, func(t *testing.T) { f(t, &ether{r: rand.New(rand.NewPCG(1, 2))}) })
+}
+
+func TestWhatIsLostOnItsWayIsAskedForAndComes(t *testing.T) {
+	for _, c := range []struct {
+		what string
+		loss float64
+		keys bool
+		most time.Duration
+	}{
+		{"a tenth", 0.1, false, 2 * time.Second},
+		{"a third", 0.3, false, 5 * time.Second},
+		{"a third, with a key", 0.3, true, 5 * time.Second},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			withNet(t, func(t *testing.T, e *ether) {
+				conf := func(cfg *config.Config) {
+					if c.keys {
+						cfg.Keys, cfg.Encrypt = someKeys(t, 1), true
+					}
+				}
+				j, k := e.start(t, conf), e.start(t, conf)
+				j.state("synced")
+				k.state("synced")
+				e.set(func() { e.loss = c.loss })
+				ss := some(1, 4000)
+				j.announce(ss)
+				took := k.fills(ss)
+				if took > c.most {
+					t.Errorf("all were there %v after the last was announced", took)
+				}
+				time.Sleep(10 * time.Second)
+				n := k.says().Nodes[0]
+				if n.Sessions != len(ss) || k.says().Sessions != len(ss) || n.Missing != 0 || n.Repaired == 0 || n.Requests == 0 {
+					t.Errorf("%+v", n)
+				}
+				t.Logf("%v; %+v", took, n)
+			})
+		})
+	}
+}
+
+func TestWhoComesLaterGetsTheWholeTableByItself(t *testing.T) {
+	withNet(t, func(t *testing.T, e *ether) {
+		j := e.start(t, nil)
+		j.state("gave up") // alone
+		old := some(1, 5000)
+		j.announce(old)
+		time.Sleep(10 * time.Second)
+		k := e.start(t, nil)
+		live := some(10_000, 500)
+		go j.announce(live)
+		t.Logf("the copy took %v, live ones %v", k.fills(old), k.fills(live))
+		k.state("synced")
+		j.state("synced")
+		time.Sleep(5 * time.Second)
+		if s := k.says(); s.Sessions != 5500 || s.CopiesTaken == 0 || s.Verified == nil || *s.Verified > 3 || s.Active {
+			t.Errorf("%+v", s)
+		}
+		if n := j.count.sweeps.Load(); n > 1 {
+			t.Errorf("%d sweeps", n)
+		}
+	})
+}
+
+func TestWhoWasCutOffCatchesUpByItself(t *testing.T) {
+	withNet(t, func(t *testing.T, e *ether) {
+		j, k := e.start(t, nil), e.start(t, nil)
+		k.state("synced")
+		j.state("synced")
+		e.set(func() { k.port.cut = true })
+		ss := some(1, 3000)
+		j.announce(ss)
+		time.Sleep(20 * time.Second)
+		if k.lacks(ss) != len(ss) {
+			t.Fatal("it hears")
+		}
+		e.set(func() { k.port.cut = false })
+		t.Logf("all were there %v later", k.fills(ss))
+		time.Sleep(5 * time.Second)
+		if s := k.says(); s.State != "synced" || s.Verified == nil || s.Sessions != 3000 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+func TestTheLastDatagramsOfANodeThatDiedAreFoundMissingByOthers(t *testing.T) {
+	withNet(t, func(t *testing.T, e *ether) {
+		j, k, m := e.start(t, nil), e.start(t, nil), e.start(t, nil)
+		k.state("synced")
+		m.state("synced")
+		e.set(func() { m.port.cut = true })
+		ss := some(1, 100)
+		j.announce(ss)
+		k.fills(ss)
+		e.set(func() { j.port.cut, m.port.cut = true, false })
+		t.Logf("all were there %v later", m.fills(ss))
+	})
+}
+
+func TestWhatIsUnlikeIsNamedOnBothNodes(t *testing.T) {
+	withNet(t, func(t *testing.T, e *ether) {
+		j, k := e.start(t, nil), e.start(t, nil)
+		k.k.set(func() { k.k.globals.Timeouts.UDP = 120_000 })
+		time.Sleep(30 * time.Second)
+		for _, s := range []*site{j, k} {
+			if u := s.says().Nodes[0].Unlike; len(u) != 1 || !strings.Contains(u[0], "udp 2m0s") || !strings.Contains(u[0], "udp 5m0s") {
+				t.Errorf("%s says %q", s.name, u)
+			}
+		}
+	})
+}
+
+func TestRefreshesAreRareWhereOnlyOursListen(t *testing.T) {
+	withNet(t, func(t *testing.T, e *ether) {
+		j, k := e.start(t, nil), e.start(t, nil)
+		k.state("synced")
+		refresh := func() time.Duration {
+			j.out.mu.Lock()
+			defer j.out.mu.Unlock()
+			return j.out.tableConfig.Refresh
+		}
+		time.Sleep(5 * time.Second)
+		if r := refresh(); r != commonRefresh {
+			t.Errorf("refreshed each %v while only joold is heard", r)
+		}
+		c := e.port()
+		c.Write(encode(session.Enc4113, wkp, udp(9, 300_000)))
+		time.Sleep(5 * time.Second)
+		if r := refresh(); r != lonelyRefresh {
+			t.Errorf("refreshed each %v while a C node is heard", r)
+		}
+		time.Sleep(2 * plainFor)
+		if r := refresh(); r != commonRefresh {
+			t.Errorf("refreshed each %v long after", r)
+		}
+		e.set(func() { k.port.cut = true })
+		time.Sleep(time.Minute)
+		if r := refresh(); r != lonelyRefresh {
+			t.Errorf("refreshed each %v while nobody is heard", r)
+		}
+	})
+}
