@@ -217,6 +217,7 @@ func (t *Table) observe(s *session.Session, g *guess, now int64) {
 	r.dies.set(now + int64(s.Expiration))
 	r.announced.set(now)
 	r.from = 0
+	r.flags &^= secondHand
 	r.seen = t.sweep
 	if r.waits != 0 {
 		if r.there != r.here {
@@ -452,7 +453,8 @@ func (t *Table) vanished(r *record) bool { return int8(t.complete-r.seen) > 0 }
 // is not known nobody has been told: it is neither new nor this kernel's own. What
 // contradicts it is not in the kernel, whatever was believed, unless this kernel
 // has just announced it. The kernel's word is taken for a known one that was not
-// heard of for a minute: newer word may wait to be injected.
+// heard of for 2 s, but not its older word for what a peer told in the last minute,
+// which may wait to be injected.
 func (t *Table) Learn(s *session.Session, now time.Time) {
 	ms := t.tick(now)
 	if s.Expiration == 0 {
@@ -461,7 +463,7 @@ func (t *Table) Learn(s *session.Session, now time.Time) {
 	k := keyOf(s)
 	h := t.secret.hash(&k)
 	if slot := t.find(&k, h); slot != 0 {
-		t.read(t.at(slot), s, ms, ms-inbox)
+		t.read(t.at(slot), s, ms)
 		return
 	}
 	for _, rival := range t.rivals(&k) {
@@ -491,8 +493,7 @@ func (t *Table) Learn(s *session.Session, now time.Time) {
 // Lacks tells whether peers may lack a session of the kernel's table, as it was
 // just read: one that was never sent, that has another state or timer than they
 // know, or that lives longer by more than the refresh rule allows for. What waits
-// to be sent is not lacking. The table takes the kernel's word for a session that
-// was not heard of for 2 s.
+// to be sent is not lacking. The kernel's word is taken as by Learn.
 func (t *Table) Lacks(s *session.Session, now time.Time) bool {
 	ms := t.tick(now)
 	if s.Expiration == 0 {
@@ -504,17 +505,24 @@ func (t *Table) Lacks(s *session.Session, now time.Time) bool {
 		return true
 	}
 	r := t.at(slot)
-	t.read(r, s, ms, ms-older) // no page of the table is older
+	t.read(r, s, ms)
 	return r.waits == 0 && t.lacks(r)
 }
 
-// read takes the kernel's word for a session that was not heard of since.
-func (t *Table) read(r *record, s *session.Session, now, since int64) {
+// read takes the kernel's word for a session that was not heard of for 2 s, which no
+// page of its table is older than; unless what a peer told waits to be injected.
+func (t *Table) read(r *record, s *session.Session, now int64) {
 	r.seen = t.sweep
-	if r.waits == 0 && max(r.announced.get(), r.shared.get()) < since {
-		t.become(r, kindOf(s))
-		r.dies.set(now + int64(s.Expiration))
+	if r.waits != 0 || max(r.announced.get(), r.shared.get()) >= now-older {
+		return
 	}
+	k, dies := kindOf(s), now+int64(s.Expiration)
+	here, there := t.limitsOf(r.proto(), k), t.limitsOf(r.proto(), r.here)
+	if r.from != 0 && r.shared.get() >= now-inbox && dies-here.timeout <= r.dies.get()-there.timeout {
+		return
+	}
+	t.become(r, k)
+	r.dies.set(dies)
 }
 
 func (t *Table) lacks(r *record) bool {
@@ -636,23 +644,23 @@ func (t *Table) Foresee(s []session.Session) {
 	}
 }
 
-// Accept judges a session that passed the checks. from is the peer that sent it,
-// which is not 0. With Inject the table takes for granted that the kernel will
+// Accept judges a session that passed the checks, src of which sent it. With Inject the table takes for granted that the kernel will
 // have the session: see Refused. With Conflict it yields the BIB entry that is in
 // the way. If that is Older it can be removed from the kernel, and the session
 // accepted again after RemoveBIB; if it is Own, the session can be accepted again
 // later.
 //
-// A session of which peers disagree is that of the last to speak, unless its word
-// is older than what this kernel announced, or by its age older than another's.
+// A session of which peers disagree is that of who updated it last, by its age; of
+// one peer's words the last counts. What is not first-hand counts where nothing is
+// known, or something much older.
 func (t *Table) Accept(src *Source, s *session.Session, now time.Time) (Verdict, BIB) {
 	ms := t.tick(now)
-	v, b := t.judge(src.From, s, ms)
+	v, b := t.judge(src, s, ms)
 	t.counts.Verdicts[v]++
 	return v, b
 }
 
-func (t *Table) judge(from uint32, s *session.Session, now int64) (Verdict, BIB) {
+func (t *Table) judge(src *Source, s *session.Session, now int64) (Verdict, BIB) {
 	if s.Expiration == 0 {
 		return Stale, BIB{}
 	}
@@ -663,10 +671,12 @@ func (t *Table) judge(from uint32, s *session.Session, now int64) (Verdict, BIB)
 	kind, dies := kindOf(s), now+int64(s.Expiration)
 	if alive {
 		r := t.at(slot)
-		if v := t.compare(r, from, kind, dies, now); v != Inject {
+		if v := t.compare(r, src, kind, dies, now); v != Inject {
 			if v == Known {
 				r.share(kind, max(dies, r.knownAs(kind)), now)
-				r.from = from
+				if !src.SecondHand {
+					r.attribute(src)
+				}
 			} else if kind != r.here {
 				r.flags |= lacking // by at least this peer
 			}
@@ -679,7 +689,11 @@ func (t *Table) judge(from uint32, s *session.Session, now int64) (Verdict, BIB)
 				continue
 			}
 			if standing := t.standing(rival, now); standing != 0 {
-				return Conflict, t.bib(standing, dies-t.limitsOf(s.Proto, kind).timeout, now)
+				updated := dies - t.limitsOf(s.Proto, kind).timeout
+				if src.SecondHand {
+					updated -= newer
+				}
+				return Conflict, t.bib(standing, updated, now)
 			}
 		}
 		if !t.room(now) {
@@ -699,7 +713,7 @@ func (t *Table) judge(from uint32, s *session.Session, now int64) (Verdict, BIB)
 	}
 	r.share(kind, dies, now)
 	t.become(r, kind)
-	r.from = from
+	r.attribute(src)
 	r.dies.set(dies)
 	t.unqueue(slot) // this is newer
 	t.settle(slot)
@@ -715,12 +729,31 @@ func (r *record) knownAs(k kind) int64 {
 	return r.known.get()
 }
 
+// attribute notes whose the last word is.
+func (r *record) attribute(src *Source) {
+	r.from = src.word()
+	if r.flags &^= secondHand; src.SecondHand {
+		r.flags |= secondHand
+	}
+}
+
 // compare judges what a peer says of a session that is in the table and alive.
-func (t *Table) compare(r *record, from uint32, k kind, dies, now int64) Verdict {
+func (t *Table) compare(r *record, src *Source, k kind, dies, now int64) Verdict {
 	if t.own(r, now) {
 		return Own
 	}
 	mine, l := r.dies.get(), t.limitsOf(r.proto(), k)
+	updated, was := dies-l.timeout, mine-t.limitsOf(r.proto(), r.here).timeout
+	second := r.flags&secondHand != 0
+	switch {
+	case src.SecondHand && updated-was < newer, second && src.Order != 0 && was-updated > newer:
+		if k == r.here && dies >= mine-l.jitter {
+			return Known
+		}
+		return Stale
+	case !src.SecondHand && !second && src.overtaken(r, now):
+		return Stale
+	}
 	if k == r.here {
 		switch {
 		case dies < mine-l.jitter:
@@ -734,12 +767,21 @@ func (t *Table) compare(r *record, from uint32, k kind, dies, now int64) Verdict
 	if r.here.state() == session.Established && k.timer() == r.here.timer() && dies >= mine-l.timeout/10-older {
 		return Inject
 	}
-	updated := dies - l.timeout
+	switch {
+	case src.Order == 0: // a C node: nobody knows whose word it passes on
+		return t.comparePlain(r, src, updated, was)
+	case src.SecondHand, second, src.same(r), updated > was:
+		return Inject
+	}
+	return Stale
+}
+
+// comparePlain judges another state or timer, told by who does not number its words.
+func (t *Table) comparePlain(r *record, src *Source, updated, was int64) Verdict {
 	if at := r.announced.get(); at > 0 && updated+older < at {
 		return Stale
 	}
-	was := t.limitsOf(r.proto(), r.here).timeout
-	if from != r.from && r.from != 0 && updated+was/10+older < mine-was {
+	if !src.same(r) && r.from != 0 && updated+t.limitsOf(r.proto(), r.here).timeout/10+older < was {
 		return Stale
 	}
 	return Inject

@@ -50,7 +50,7 @@ func (t *Table) AsOf(dst []session.Session, refs []session.Ref, now time.Time) [
 // FirstHand tells whether the last word on a session came from this node's kernel.
 func (t *Table) FirstHand(ref session.Ref) bool {
 	r := t.remembered(ref)
-	return r != nil && r.from == 0 && r.announced.get() > 0
+	return r != nil && r.from == 0 && r.flags&secondHand == 0
 }
 
 // Untold tells whether no peer has ever said anything of a session, nor overruled

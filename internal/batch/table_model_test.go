@@ -31,7 +31,8 @@ type modelSession struct {
 	knownDies int64
 
 	announced, shared int64
-	from              uint32
+	from              Source // of the last word; the zero one if that was the kernel's, or nobody's
+	second            bool   // nobody who translated it is known to have had the last word
 	step              int
 	lacking, passing  bool
 	seen              int
@@ -116,7 +117,7 @@ func (m *model) add(s *session.Session) *modelSession {
 	for _, o := range m.rivals(k) {
 		m.forget(o)
 	}
-	r := &modelSession{Session: *s, passing: !m.room(), seen: m.sweep}
+	r := &modelSession{Session: *s, second: true, passing: !m.room(), seen: m.sweep}
 	if r.passing {
 		m.full++
 	}
@@ -183,7 +184,7 @@ func (m *model) observe(s session.Session) {
 		}
 		r = m.add(&s)
 	}
-	r.Session, r.dies, r.announced, r.from, r.seen = s, m.now+int64(s.Expiration), m.now, 0, m.sweep
+	r.Session, r.dies, r.announced, r.from, r.second, r.seen = s, m.now+int64(s.Expiration), m.now, Source{}, false, m.sweep
 	if m.waits(k) {
 		if r.there == nil || !sameKind(r.there, &s) {
 			m.promote(k)
@@ -268,7 +269,7 @@ func (m *model) learn(s session.Session) {
 		return
 	}
 	if r := m.known[k]; r != nil {
-		m.read(r, s, m.now-60_000)
+		m.read(r, s)
 		return
 	}
 	for _, o := range m.rivals(k) {
@@ -299,15 +300,18 @@ func (m *model) lacks(s session.Session) bool {
 	if r == nil {
 		return true
 	}
-	m.read(r, s, m.now-2000)
+	m.read(r, s)
 	return !m.waits(s.Key()) && m.lacksNow(r)
 }
 
-func (m *model) read(r *modelSession, s session.Session, since int64) {
+func (m *model) read(r *modelSession, s session.Session) {
 	r.seen = m.sweep
-	if !m.waits(s.Key()) && max(r.announced, r.shared) < since {
-		r.Session, r.dies = s, m.now+int64(s.Expiration)
+	dies := m.now + int64(s.Expiration)
+	mayWait := r.from.From != 0 && r.shared >= m.now-60_000
+	if m.waits(s.Key()) || max(r.announced, r.shared) >= m.now-2000 || mayWait && dies-m.timeout(&s) <= r.dies-m.timeout(&r.Session) {
+		return
 	}
+	r.Session, r.dies = s, dies
 }
 
 func (m *model) sweepOne(s session.Session, base, begun int64, all bool) (out []session.Session) {
@@ -337,7 +341,7 @@ func (m *model) sweepOne(s session.Session, base, begun int64, all bool) (out []
 	return out
 }
 
-func (m *model) accept(from uint32, s session.Session) (v Verdict, rivals []session.Key) {
+func (m *model) accept(src Source, s session.Session) (v Verdict, rivals []session.Key) {
 	if s.Expiration == 0 {
 		return Stale, nil
 	}
@@ -346,13 +350,15 @@ func (m *model) accept(from uint32, s session.Session) (v Verdict, rivals []sess
 	dies := m.now + int64(s.Expiration)
 	alive := r != nil && r.dies > m.now && r.seen >= m.complete
 	if alive {
-		switch v := m.compare(r, from, &s, dies); {
+		switch v := m.compare(r, src, &s, dies); {
 		case v == Known:
 			if r.there != nil && sameKind(r.there, &s) {
 				dies = max(dies, r.knownDies)
 			}
 			r.share(s, dies, m.now)
-			r.from = from
+			if !src.SecondHand {
+				r.from, r.second = src, false
+			}
 			return v, nil
 		case v != Inject:
 			r.lacking = r.lacking || !sameKind(&r.Session, &s)
@@ -381,17 +387,28 @@ func (m *model) accept(from uint32, s session.Session) (v Verdict, rivals []sess
 		r.announced, r.seen = 0, m.sweep+1
 	}
 	r.share(s, dies, m.now)
-	r.Session, r.dies, r.from = s, dies, from
+	r.Session, r.dies, r.from, r.second = s, dies, src, src.SecondHand
 	m.unqueue(k)
 	m.settle(k)
 	return Inject, nil
 }
 
-func (m *model) compare(r *modelSession, from uint32, s *session.Session, dies int64) Verdict {
+func (m *model) compare(r *modelSession, src Source, s *session.Session, dies int64) Verdict {
 	if r.announced > 0 && m.now-r.announced < m.config.OwnFor.Milliseconds() {
 		return Own
 	}
-	t := m.timeout(s)
+	t, was := m.timeout(s), m.timeout(&r.Session)
+	updated, wasUpdated := dies-t, r.dies-was
+	same := r.from.From != 0 && r.from.From == src.From
+	if src.SecondHand && updated < wasUpdated+2500 || r.second && src.Order > 0 && updated < wasUpdated-2500 {
+		if sameKind(&r.Session, s) && dies >= r.dies-min(t/100, 100) {
+			return Known
+		}
+		return Stale
+	}
+	if !src.SecondHand && !r.second && same && src.Order > 0 && m.now-r.shared < 60_000 && src.Order <= r.from.Order {
+		return Stale
+	}
 	if sameKind(&r.Session, s) {
 		switch {
 		case dies < r.dies-min(t/100, 100):
@@ -404,8 +421,13 @@ func (m *model) compare(r *modelSession, from uint32, s *session.Session, dies i
 	if r.State == session.Established && r.Timer == s.Timer && dies >= r.dies-t/10-2000 {
 		return Inject
 	}
-	was := m.timeout(&r.Session)
-	if r.announced > 0 && dies-t+2000 < r.announced || from != r.from && r.from != 0 && dies-t+was/10+2000 < r.dies-was {
+	if src.Order > 0 {
+		if src.SecondHand || r.second || same || updated > wasUpdated {
+			return Inject
+		}
+		return Stale
+	}
+	if r.announced > 0 && updated+2000 < r.announced || !same && r.from.From != 0 && updated+was/10+2000 < wasUpdated {
 		return Stale
 	}
 	return Inject
@@ -529,9 +551,9 @@ func (p *play) step() {
 		}
 		p.sent = nil
 	case op < 12:
-		s, from := p.session(), uint32(1+p.byte()&1)
-		got, bib := tab.Accept(&Source{From: from}, &s, now)
-		want, rivals := m.accept(from, s)
+		s, src := p.session(), p.source()
+		got, bib := tab.Accept(&src, &s, now)
+		want, rivals := m.accept(src, s)
 		if got != want {
 			p.fail("%+v is %s, want %s", s, got, want)
 		}
@@ -590,6 +612,20 @@ func (p *play) step() {
 	p.compare()
 }
 
+// source is one of two peers, that numbers its words in some order, or is a C node.
+func (p *play) source() Source {
+	b := p.byte()
+	return Source{From: uint32(1 + b&1), SecondHand: b>>1&3 == 3, Order: uint64(b >> 3)}
+}
+
+// word is how a table remembers a source.
+func word(s Source) uint32 {
+	if s.From == 0 {
+		return 0
+	}
+	return s.word()
+}
+
 func (p *play) conflict(b BIB, rivals []session.Key) {
 	m := p.model
 	own, found := false, false
@@ -632,11 +668,11 @@ func (p *play) compare() {
 			p.fail("%+v is missing", k)
 			return
 		}
+		expect := *want
 		got := modelSession{
 			Session: r.asOf(0), dies: r.dies.get() - beforeEpoch, shared: r.shared.get(), announced: r.announced.get(),
-			from: r.from, step: int(r.step()), lacking: r.flags&lacking != 0, passing: r.flags&passing != 0,
+			from: expect.from, second: r.flags&secondHand != 0, step: int(r.step()), lacking: r.flags&lacking != 0, passing: r.flags&passing != 0,
 		}
-		expect := *want
 		expect.there, expect.knownDies, expect.seen = nil, 0, 0
 		got.Expiration, expect.Expiration = 0, 0
 		if expect.shared > 0 {
@@ -644,6 +680,9 @@ func (p *play) compare() {
 		}
 		if expect.announced > 0 {
 			expect.announced += beforeEpoch
+		}
+		if want := word(expect.from); r.from != want {
+			p.fail("%+v was told by %#x, want %#x", k, r.from, want)
 		}
 		if got != expect {
 			p.fail("%+v\n got %+v\nwant %+v", k, got, expect)

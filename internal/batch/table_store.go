@@ -41,7 +41,7 @@ type record struct {
 	known     instant // when peers believe that it dies
 	announced instant // when this kernel last did so
 	shared    instant // when peers last learned of it, from here or from each other
-	from      uint32  // which peer had the last word; 0 if this kernel had, or nobody
+	from      uint32  // which peer had the last word, by Source.word; 0 if this kernel had, or nobody
 	waits     uint32  // its place among those that wait to be sent, or 0; of a free record, the next free one
 	here      kind    // in this kernel
 	there     kind    // as peers know it
@@ -52,12 +52,13 @@ type record struct {
 type flags uint8
 
 const (
-	inUse     flags = 1 << iota
-	lacking         // peers may lack what they are believed to know
-	passing         // there was no room: to be forgotten once sent
-	steps     = 4   // above it: how often the interval between refreshes has doubled
-	maxStep   = 6   // 64 s, more than any cap
-	firstStep = 1000
+	inUse      flags = 1 << iota
+	lacking          // peers may lack what they are believed to know
+	passing          // there was no room: to be forgotten once sent
+	secondHand       // the last word was not that of a kernel that translated it, as far as is known
+	steps      = 4   // above it: how often the interval between refreshes has doubled
+	maxStep    = 6   // 64 s, more than any cap
+	firstStep  = 1000
 )
 
 func (r *record) step() uint { return uint(r.flags >> steps) }
@@ -177,7 +178,7 @@ func (t *Table) insert(k *key, h uint64) uint32 {
 		t.top++
 	}
 	r := t.at(slot)
-	*r = record{key: *k, here: nothing, there: nothing, flags: inUse, seen: t.sweep}
+	*r = record{key: *k, here: nothing, there: nothing, flags: inUse | secondHand, seen: t.sweep}
 	t.records++
 	if !t.sessions.put(h, slot, t.rehash) {
 		t.release(slot)

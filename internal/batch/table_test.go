@@ -776,6 +776,108 @@ func TestTheKernelsWordIsTakenForWhatIsKnownForLongUnlessNewerWordMayWait(t *tes
 	}
 }
 
+func TestASweepDoesNotTakeTheKernelsOldWordForWhatWaitsToBeInjected(t *testing.T) {
+	tab := NewTable(tableConfig)
+	closing := tcp(1, session.V4FinV6FinRcv, session.TimerTrans, 240_000)
+	accept(tab, 0, closing)
+	had := tcp(1, session.Established, session.TimerEst, 7_100_000)
+	if tab.Lacks(&had, at(20*time.Second)) {
+		t.Error("peers are to hear of what the kernel had before")
+	}
+	translated := tcp(1, session.Established, session.TimerEst, 7_199_000) // 19 s later than it was told
+	if !tab.Lacks(&translated, at(20*time.Second)) {
+		t.Error("peers are not to hear of what the kernel did since")
+	}
+}
+
+// told is a peer's word, by its order and hand.
+func told(order uint64, second bool, s session.Session) (*Source, *session.Session) {
+	return &Source{From: 3, Order: order, SecondHand: second}, &s
+}
+
+func TestOfOneNodesWordsTheLastCountsHoweverTheyArrive(t *testing.T) {
+	tab := NewTable(tableConfig)
+	closed, open := tcp(1, session.V4FinV6FinRcv, session.TimerTrans, 240_000), tcp(1, session.Established, session.TimerEst, 7_200_000)
+	for _, c := range []struct {
+		what  string
+		order uint64
+		s     session.Session
+		after time.Duration
+		want  Verdict
+	}{
+		{"the first", 10, open, 0, Inject},
+		{"a later one", 12, closed, 0, Inject},
+		{"one between", 11, open, 0, Stale},
+		{"the same again", 12, closed, 0, Stale},
+		{"a later one still", 1<<23 + 10, open, time.Second, Inject},
+		{"once more", 1<<24 - 2, closed, time.Second, Inject},
+		{"when the bits that are kept went round", 1<<24 + 2, open, time.Second, Inject},
+		{"one before that", 1<<24 - 1, closed, time.Second, Stale},
+		{"one that is long after, half a round and more", 1<<25 - 1, closed, 2 * time.Minute, Inject},
+	} {
+		src, s := told(c.order, false, c.s)
+		if got, _ := tab.Accept(src, s, at(c.after)); got != c.want {
+			t.Errorf("%s: %s, want %s", c.what, got, c.want)
+		}
+	}
+}
+
+func TestWhatIsNotFirstHandCountsWhereNothingOrMuchOlderIsKnown(t *testing.T) {
+	aged := func(s session.Session, ms uint32) session.Session { s.Expiration -= ms; return s }
+	open, closed := tcp(1, session.Established, session.TimerEst, 7_200_000), tcp(1, session.V4FinV6FinRcv, session.TimerTrans, 240_000)
+	for _, c := range []struct {
+		what   string
+		known  *session.Session
+		hand   bool // is known at second hand
+		s      session.Session
+		second bool
+		want   Verdict
+	}{
+		{"nothing known", nil, false, open, true, Inject},
+		{"a little newer", p(aged(open, 2000)), false, closed, true, Stale},
+		{"much newer", p(aged(open, 3000)), false, closed, true, Inject},
+		{"the same", p(open), false, open, true, Known},
+		{"older", p(closed), false, aged(open, 1000), true, Stale},
+		{"first hand, a little older than second", p(closed), true, aged(open, 2000), false, Inject},
+		{"first hand, much older than second", p(closed), true, aged(open, 3000), false, Stale},
+		{"first hand, older than another's", p(closed), false, aged(open, 1), false, Stale},
+		{"first hand, newer than another's", p(aged(closed, 1)), false, open, false, Inject},
+	} {
+		tab := NewTable(tableConfig)
+		if c.known != nil {
+			tab.Accept(&Source{From: 9, Order: 1, SecondHand: c.hand}, c.known, at(0))
+		}
+		src, s := told(5, c.second, c.s)
+		if got, _ := tab.Accept(src, s, at(0)); got != c.want {
+			t.Errorf("%s: %s, want %s", c.what, got, c.want)
+		}
+	}
+}
+
+func TestFirstHandIsWhatThisKernelSaidLast(t *testing.T) {
+	tab := NewTable(tableConfig)
+	s := tcp(1, session.Established, session.TimerEst, 7_200_000)
+	ref := func() session.Ref { r, _ := tab.Scan(make([]session.Ref, 0, 1), 0, &session.AllBuckets); return r[0] }
+	tab.Learn(&s, at(0))
+	if tab.FirstHand(ref()) || !tab.Untold(ref()) {
+		t.Error("what the kernel had before is first-hand")
+	}
+	observe(tab, 0, s)
+	if !tab.FirstHand(ref()) {
+		t.Error("what the kernel announced is not first-hand")
+	}
+	src, again := told(1, true, s)
+	tab.Accept(src, again, at(10*time.Second))
+	if !tab.FirstHand(ref()) {
+		t.Error("somebody who only repeats it takes it over")
+	}
+	src, again = told(2, false, s)
+	tab.Accept(src, again, at(20*time.Second))
+	if tab.FirstHand(ref()) || tab.Untold(ref()) {
+		t.Error("what another node's kernel said since is first-hand here")
+	}
+}
+
 func TestAPageOfTheTableDoesNotOverruleWhatTheKernelHasJustAnnounced(t *testing.T) {
 	tab := NewTable(tableConfig)
 	ours := udp(1, 300_000)

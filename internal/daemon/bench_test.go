@@ -350,7 +350,7 @@ func inRig(tb testing.TB, w way) *rig {
 	r.perRead = w.perRead
 	now := time.Now()
 	peer := r.d.peers.heard(sender.Addr(), session.Report{}, 0, true, now)
-	from := origin{batch.Source{From: stampedSource(1), Timeouts: session.DefaultTimeouts}, peer} // the first that it met
+	from := origin{batch.Source{From: stampedSource(1)}, peer} // the first that it met
 	r.d.accept(r.l, from, slices.Clone(ss), now)
 	r.d.count.injected.Add(r.accepted()) // as if they had been
 	w.rounds(ss, r.offers)

@@ -111,6 +111,11 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 
 	var refused [session.Refusals]int
 	policy := l.policy.Load()
+	if heard.numbered {
+		for i := range scratch {
+			policy.Adopt(&scratch[i], &heard.timeouts)
+		}
+	}
 	kept := l.check(policy, scratch, now, func(_ []session.Session, why session.Refusal) { refused[why]++ })
 	bad := r.Read - len(kept) + r.BadTotal()
 	if bad > 0 {

@@ -8,6 +8,7 @@ import (
 	"joold/internal/cluster"
 	"joold/internal/config"
 	"joold/internal/mcast"
+	"joold/internal/session"
 	"joold/internal/wire"
 )
 
@@ -36,9 +37,10 @@ func newStamps(d *Daemon) *stamps {
 // heard is what is taken of a datagram.
 type heard struct {
 	entries  []byte
-	numbered bool         // it is stamped as is the way of this cluster
-	source   batch.Source // if it is numbered
-	copied   bool         // part of a copy of another's table
+	numbered bool             // it is stamped as is the way of this cluster
+	source   batch.Source     // if it is numbered
+	timeouts session.Timeouts // the sender's, if it is numbered
+	copied   bool             // part of a copy of another's table
 }
 
 // open tells what is taken of a datagram, if anything is.
@@ -93,8 +95,8 @@ func (s *stamps) meet(l *link, verdict wire.Verdict, from netip.AddrPort, now ti
 			s.signs(from.Addr(), now)
 		}
 		h = heard{entries: dg.Entries, numbered: true, copied: r.Copied, source: batch.Source{
-			From: stampedSource(r.From), Order: r.Order, SecondHand: dg.Flags&wire.SecondHand != 0, Timeouts: r.Timeouts,
-		}}
+			From: stampedSource(r.From), Order: r.Order, SecondHand: dg.Flags&wire.SecondHand != 0,
+		}, timeouts: r.Timeouts}
 		if r.From == 0 { // nodes say something; what else is in there is for later versions
 			h.entries = nil
 		}

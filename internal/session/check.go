@@ -70,6 +70,18 @@ func (p *Policy) Age(s *Session) time.Duration {
 	return time.Duration(int64(timeout)-int64(s.Expiration)) * time.Millisecond
 }
 
+// Adopt makes the life that s has left at an instance with other timeouts what it
+// would have here: it was updated as long ago. A life of 0 is over.
+func (p *Policy) Adopt(s *Session, there *Timeouts) {
+	full, known := there.Of(s.Proto, s.Timer)
+	timeout, ok := p.timeouts.Of(s.Proto, s.Timer)
+	if !ok || !known || full == 0 || full == timeout { // which is for Check, or nothing to do
+		return
+	}
+	age := full - min(s.Expiration, full)
+	s.Expiration = timeout - min(age, timeout)
+}
+
 // Check tells whether s may be given to the kernel. A life longer than this
 // instance's own timeout is cut to it.
 func (p *Policy) Check(s *Session) (Refusal, bool) {

@@ -131,3 +131,28 @@ func TestSortedSessionsAreOldestFirstInEachOfTheKernelsLists(t *testing.T) {
 		}
 	}
 }
+
+func TestALifeIsAsOldAtAnInstanceWithOtherTimeouts(t *testing.T) {
+	policy := NewPolicy(Pool6{}, Timeouts{TCPEst: 100_000, TCPTrans: 20_000, UDP: 30_000, ICMP: 4000}, nil)
+	there := Timeouts{TCPEst: 200_000, TCPTrans: 20_000, UDP: 10_000, ICMP: 0}
+	for _, c := range []struct {
+		what       string
+		proto      Proto
+		timer      Timer
+		left, want uint32
+	}{
+		{"longer there, just updated", TCP, TimerEst, 200_000, 100_000},
+		{"longer there, updated long ago", TCP, TimerEst, 130_000, 30_000},
+		{"longer there, over here", TCP, TimerEst, 90_000, 0},
+		{"more than there can be", TCP, TimerEst, 900_000, 100_000},
+		{"the same", TCP, TimerTrans, 7000, 7000},
+		{"shorter there", UDP, TimerEst, 4000, 24_000},
+		{"not said", ICMP, TimerEst, 3000, 3000},
+		{"none", UDP, TimerTrans, 3000, 3000},
+	} {
+		s := Session{Proto: c.proto, Timer: c.timer, Expiration: c.left}
+		if policy.Adopt(&s, &there); s.Expiration != c.want {
+			t.Errorf("%s: %d ms left, want %d", c.what, s.Expiration, c.want)
+		}
+	}
+}

@@ -133,8 +133,8 @@ func TestDropInInstancesInOneNamespaceDoNotHearEachOther(t *testing.T) {
 	}
 	l.WaitReplies(l.Ping(), 5)
 	l.WaitMirrored(1)
-	if n := l.K.Status("other").Net.RcvdDatagrams; n != 0 {
-		t.Errorf("the other instance's daemon on K heard %d datagrams", n)
+	if n := l.K.Status("other").Net.RcvdSessions; n != 0 {
+		t.Errorf("the other instance's daemon on K heard %d sessions", n)
 	}
 	s := l.J.Status("other")
 	if s.Net.SentDatagrams != 0 {
