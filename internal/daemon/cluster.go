@@ -27,6 +27,9 @@ const (
 	// other: what is left of the smallest MTU of IPv6.
 	minPayload = 1000
 
+	// fewWait are so few sessions that wait for the kernel as always may, some perAdd.
+	fewWait = 4 * perAdd
+
 	// renewAgain is the least time between two new names for the same reason, since
 	// without a key anybody can claim to be anybody.
 	renewAgain = time.Minute
@@ -42,6 +45,7 @@ type member struct {
 	renewed       time.Time // when it last got another name without a new link
 	common        bool      // nodes of ours listen, and no others
 	narrow        bool      // a datagram of its own did not fit
+	behind        bool      // of a copy some sessions may still wait for the kernel
 	buf           []byte
 	sessions      []session.Session
 }
@@ -143,6 +147,8 @@ func (o *outlet) tick() {
 		return
 	}
 	m.Tick(now, o.link.translates())
+	o.standing.look(m.Node, now)
+	m.behind = m.behind && o.link.waiting().Waiting >= fewWait
 	if m.narrow {
 		o.resizeLocked(o.d.maxPayload())
 	}
@@ -182,6 +188,7 @@ func (o *outlet) learned(l *link, news int) {
 	defer o.mu.Unlock()
 	if o.link == l {
 		o.member.Learned(news)
+		o.member.behind = o.member.behind || news > 0
 	}
 }
 

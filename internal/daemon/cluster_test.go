@@ -88,6 +88,11 @@ type site struct {
 }
 
 func (e *ether) start(t *testing.T, change func(*config.Config)) *site {
+	return e.startWith(t, change, func(*hookedKernel) {})
+}
+
+// startWith has prepare change the kernel before the daemon sees it.
+func (e *ether) startWith(t *testing.T, change func(*config.Config), prepare func(*hookedKernel)) *site {
 	cfg := testConfig()
 	cfg.Refresh = 0
 	if change != nil {
@@ -95,6 +100,7 @@ func (e *ether) start(t *testing.T, change func(*config.Config)) *site {
 	}
 	s := &site{bench: bench0(t, cfg, 0), k: newHookedKernel(session.Enc4113), port: e.port()}
 	s.k.pool4 = nil
+	prepare(s.k)
 	s.name = fmt.Sprintf("node %d", len(e.ports))
 	s.open = func(context.Context) (network, error) { return s.port, nil }
 	s.dial = func() (kernel, error) { return siteKernel{s.k}, nil }
@@ -254,6 +260,22 @@ func TestWhoComesLaterGetsTheWholeTableByItself(t *testing.T) {
 	})
 }
 
+func TestNobodyIsInSyncBeforeItsKernelHasWhatWasCopied(t *testing.T) {
+	withNet(t, func(t *testing.T, e *ether) {
+		j := e.start(t, nil)
+		j.state("gave up")
+		old := some(1, 5000)
+		j.announce(old)
+		time.Sleep(10 * time.Second)
+		slow := func(k *hookedKernel) { k.onAdd = func() error { time.Sleep(200 * time.Millisecond); return nil } } // 4 s for all
+		k := e.startWith(t, nil, slow)
+		k.state("synced")
+		if lacking := k.lacks(old); lacking > fewWait {
+			t.Errorf("it says that it is in sync while its kernel lacks %d sessions", lacking)
+		}
+	})
+}
+
 func TestWhoWasCutOffCatchesUpByItself(t *testing.T) {
 	withNet(t, func(t *testing.T, e *ether) {
 		j, k := e.start(t, nil), e.start(t, nil)
@@ -265,6 +287,11 @@ func TestWhoWasCutOffCatchesUpByItself(t *testing.T) {
 		time.Sleep(20 * time.Second)
 		if k.lacks(ss) != len(ss) {
 			t.Fatal("it hears")
+		}
+		for _, s := range []*site{j, k} {
+			if log := s.logs.String(); !strings.Contains(log, "in sync with the other nodes") || !strings.Contains(log, "another node is silent") {
+				t.Errorf("the log of %s says %s", s.name, log)
+			}
 		}
 		e.set(func() { k.port.cut = false })
 		t.Logf("all were there %v later", k.fills(ss))
@@ -295,6 +322,9 @@ func TestWhatIsUnlikeIsNamedOnBothNodes(t *testing.T) {
 		k.k.set(func() { k.k.globals.Timeouts.UDP = 120_000 })
 		time.Sleep(30 * time.Second)
 		for _, s := range []*site{j, k} {
+			if !strings.Contains(s.logs.String(), "another node is configured differently") {
+				t.Errorf("the log of %s says %s", s.name, s.logs)
+			}
 			if u := s.says().Nodes[0].Unlike; len(u) != 1 || !strings.Contains(u[0], "udp 2m0s") || !strings.Contains(u[0], "udp 5m0s") {
 				t.Errorf("%s says %q", s.name, u)
 			}

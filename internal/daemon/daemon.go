@@ -251,6 +251,7 @@ func (d *Daemon) run(ctx context.Context) error {
 			log.Flush()
 		}
 		d.links.flush()
+		d.out.standing.flush()
 	}()
 	return g.Wait()
 }

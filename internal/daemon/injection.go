@@ -88,7 +88,9 @@ func (d *Daemon) gather(ctx context.Context, l *link) error {
 // dropped.
 func (d *Daemon) addAll(ctx context.Context, l *link, taken []session.Session) (over error) {
 	l.stir()
+	l.feeding.Add(int64(len(taken)))
 	for chunk := range slices.Chunk(taken, perAdd) {
+		l.feeding.Add(-int64(len(chunk)))
 		if over = cmp.Or(over, ctx.Err()); over == nil {
 			over = d.add(ctx, l, chunk)
 		} else {

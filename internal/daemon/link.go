@@ -69,6 +69,7 @@ type link struct {
 	inbox    *batch.Inbox                      // what is to be given to it
 	held     *batch.Inbox                      // likewise, once no more of the kind comes
 	adding   sync.Mutex                        // for whoever gives it some
+	feeding  atomic.Int64                      // sessions that are no longer in a box and not yet given
 	refused  *batch.Inbox                      // what was refused for its mask
 	policy   atomic.Pointer[session.Policy]    // what is accepted for it
 	sync     atomic.Bool                       // ss-enabled
@@ -160,7 +161,7 @@ func (l *link) same(ctx context.Context) (nlchan.Globals, error) {
 // waiting counts the sessions that wait for the kernel.
 func (l *link) waiting() batch.InboxCounts {
 	c, held := l.inbox.Counts(), l.held.Counts()
-	return batch.InboxCounts{Waiting: c.Waiting + held.Waiting, Dropped: c.Dropped + held.Dropped, Expired: c.Expired + held.Expired}
+	return batch.InboxCounts{Waiting: c.Waiting + held.Waiting + int(l.feeding.Load()), Dropped: c.Dropped + held.Dropped, Expired: c.Expired + held.Expired}
 }
 
 func (l *link) activate() { l.once.Do(func() { close(l.active) }) }

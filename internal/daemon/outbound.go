@@ -162,6 +162,7 @@ type outlet struct {
 
 	tableConfig batch.TableConfig
 	member      member
+	standing    standing
 }
 
 func newOutlet(d *Daemon) *outlet {
@@ -175,6 +176,7 @@ func newOutlet(d *Daemon) *outlet {
 	o.timer.Stop()
 	o.member.timer = time.AfterFunc(time.Hour, o.tick)
 	o.member.timer.Stop()
+	o.standing.init(d)
 	return o
 }
 

@@ -165,9 +165,12 @@ func (o *outlet) clusterStatus(now time.Time) *control.Cluster {
 		o.mu.Unlock()
 		return nil
 	}
-	s, active, sessions := o.member.Status(), o.link.translates(), int(o.table.Digest().Sessions)
+	s, active, sessions, behind := o.member.Status(), o.link.translates(), int(o.table.Digest().Sessions), o.member.behind
 	o.mu.Unlock()
 	c := &s.Counts
+	if s.State == cluster.Synced && behind {
+		s.State, s.Why = cluster.Syncing, "sessions of a copy wait for the kernel"
+	}
 	said := &control.Cluster{
 		Node: o.d.name, State: s.State.String(), Why: s.Why, Since: now.Sub(s.Since).Seconds(), Active: active, Sessions: sessions,
 		Copying: s.From, Giving: s.Copies, Requests: c.Requests, Repaired: c.Repaired, Sweeps: c.Sweeps,
