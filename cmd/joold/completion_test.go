@@ -109,7 +109,7 @@ func TestShellsOfferWhatTheProgramUnderstands(t *testing.T) {
 		{"joold --net.dev.in ", names},
 		{"joold -o ", names},
 		{"joold --config " + dir + "/set", words(file)},
-		{"joold help ", words("advertise", "completion", "exit-status", "follow", "help", "keygen", "status", "version")},
+		{"joold help ", words("advertise", "check", "completion", "exit-status", "follow", "help", "keygen", "status", "version")},
 		{"joold completion ", words("bash", "fish", "zsh")},
 		{"joold advertise --r", words("--rate")},
 	}

@@ -22,6 +22,11 @@ const (
 	exitNoPrivilege
 	exitNoInterface
 	exitNoDaemon
+	exitSyncing
+	exitAlone
+	exitNoService
+	exitUnlike
+	exitLag
 	exits // count
 )
 
@@ -34,7 +39,12 @@ var exitMeanings = [exits]string{
 	exitNoInstance:  "the instance is absent, or its session synchronization is off",
 	exitNoPrivilege: "a privilege is missing",
 	exitNoInterface: "an interface or address is absent, or unusable",
-	exitNoDaemon:    "the daemon is not running",
+	exitNoDaemon:    "the daemon is not running, or check got no answer",
+	exitSyncing:     "check: the node is not in sync yet",
+	exitAlone:       "check: no other node of joold is there to be in sync with",
+	exitNoService:   "check: the daemon waits for the instance or the network",
+	exitUnlike:      "check --strict: nodes are configured differently",
+	exitLag:         "check --max-lag: lost datagrams have been missing for too long",
 }
 
 // exitCauses is which errors lead to which status. The first match counts.
@@ -62,6 +72,9 @@ var exitCauses = []struct {
 func exitStatus(err error) int {
 	if errors.As(err, new(usageError)) {
 		return exitUsage
+	}
+	if found := (*finding)(nil); errors.As(err, &found) {
+		return found.status
 	}
 	for _, c := range exitCauses {
 		if errors.Is(err, c.err) {

@@ -42,7 +42,7 @@ type command struct {
 // commands in the order in which help lists them.
 func commands() []*command {
 	return []*command{
-		daemonCommand(), advertiseCommand(), followCommand(), statusCommand(),
+		daemonCommand(), advertiseCommand(), followCommand(), statusCommand(), checkCommand(),
 		keygenCommand(), versionCommand(), helpCommand(), completionCommand(),
 	}
 }
@@ -73,7 +73,11 @@ func run(ctx context.Context, e *env) int {
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		err = errors.New("interrupted")
 	}
-	fmt.Fprintf(e.stderr, "joold: %s\n", oneLine(err.Error()))
+	if found := (*finding)(nil); errors.As(err, &found) { // which is an answer
+		fmt.Fprintln(e.stdout, oneLine(found.Error()))
+	} else {
+		fmt.Fprintf(e.stderr, "joold: %s\n", oneLine(err.Error()))
+	}
 	return exitStatus(err)
 }
 

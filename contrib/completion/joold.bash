@@ -34,11 +34,11 @@ _joold() {
     fi
     for ((i = 1; i < COMP_CWORD; i++)); do
         case ${COMP_WORDS[i]} in
-        --batch.capacity|--batch.deadline|--batch.refresh|--batch.table|--config|--control.socket|--instance|--log.format|--log.level|--mod.capacity|--mod.flush-deadline|--net.accept-unsigned|--net.cluster|--net.dev.in|--net.dev.out|--net.hop-limit|--net.key-file|--net.mcast.addr|--net.mcast.port|--net.peer|--net.rcvbuf|--net.source|--net.ttl|--net.wire|--rate|--socket|--stats.address|--stats.port|-i|-o|-p|-t)
+        --batch.capacity|--batch.deadline|--batch.refresh|--batch.table|--config|--control.socket|--instance|--log.format|--log.level|--max-lag|--mod.capacity|--mod.flush-deadline|--net.accept-unsigned|--net.cluster|--net.dev.in|--net.dev.out|--net.hop-limit|--net.key-file|--net.mcast.addr|--net.mcast.port|--net.peer|--net.rcvbuf|--net.source|--net.ttl|--net.wire|--rate|--socket|--stats.address|--stats.port|--timeout|-i|-o|-p|-t)
             [[ ${COMP_WORDS[i+1]} == = ]] && ((i++))
             ((i++))
             ;;
-        advertise|follow|status|keygen|version|help|completion)
+        advertise|follow|status|check|keygen|version|help|completion)
             command=${COMP_WORDS[i]}
             break
             ;;
@@ -78,18 +78,23 @@ _joold() {
     follow:-i|follow:--instance) _joold_matching "$cur" < <(_joold_instances); return ;;
     status:-i|status:--instance) _joold_matching "$cur" < <(_joold_instances); return ;;
     status:--socket) _joold_files "$cur"; return ;;
+    check:-i|check:--instance) _joold_matching "$cur" < <(_joold_instances); return ;;
+    check:--socket) _joold_files "$cur"; return ;;
+    check:--max-lag) return ;;
+    check:--timeout) return ;;
     esac
 
     case $command:$cur in
     :-*) _joold_words "$cur" -i --instance --net.mcast.addr -p --net.mcast.port --net.peer --net.dev.in -o --net.dev.out -t --net.ttl --net.source --net.hop-limit --net.rcvbuf --net.cluster --net.key-file --net.encrypt --net.accept-unsigned --net.c-peers --net.wire --mod.flush-deadline --mod.capacity --mod.enable --batch.deadline --batch.refresh --batch.capacity --batch.table --stats.address --stats.port --control.socket --log.format --log.level --config --version -h --help ;;
-    :*) _joold_words "$cur" advertise follow status keygen version help completion; _joold_files "$cur" ;;
+    :*) _joold_words "$cur" advertise follow status check keygen version help completion; _joold_files "$cur" ;;
     advertise:-*) _joold_words "$cur" -i --instance --socket --rate -q --quiet -h --help ;;
     follow:-*) _joold_words "$cur" -i --instance --json -h --help ;;
     status:-*) _joold_words "$cur" -i --instance --socket --json -h --help ;;
+    check:-*) _joold_words "$cur" -i --instance --socket --allow-alone --strict --max-lag --timeout -h --help ;;
     keygen:-*) _joold_words "$cur" -h --help ;;
     version:-*) _joold_words "$cur" -h --help ;;
     help:-*) _joold_words "$cur" -h --help ;;
-    help:*) _joold_words "$cur" advertise follow status keygen version help completion exit-status ;;
+    help:*) _joold_words "$cur" advertise follow status check keygen version help completion exit-status ;;
     completion:-*) _joold_words "$cur" -h --help ;;
     completion:*) _joold_words "$cur" bash fish zsh ;;
     esac

@@ -17,9 +17,9 @@ function __joold_in
             continue
         end
         switch $word
-            case --batch.capacity --batch.deadline --batch.refresh --batch.table --config --control.socket --instance --log.format --log.level --mod.capacity --mod.flush-deadline --net.accept-unsigned --net.cluster --net.dev.in --net.dev.out --net.hop-limit --net.key-file --net.mcast.addr --net.mcast.port --net.peer --net.rcvbuf --net.source --net.ttl --net.wire --rate --socket --stats.address --stats.port -i -o -p -t
+            case --batch.capacity --batch.deadline --batch.refresh --batch.table --config --control.socket --instance --log.format --log.level --max-lag --mod.capacity --mod.flush-deadline --net.accept-unsigned --net.cluster --net.dev.in --net.dev.out --net.hop-limit --net.key-file --net.mcast.addr --net.mcast.port --net.peer --net.rcvbuf --net.source --net.ttl --net.wire --rate --socket --stats.address --stats.port --timeout -i -o -p -t
                 set skip 1
-            case advertise follow status keygen version help completion
+            case advertise follow status check keygen version help completion
                 set command $word
                 break
         end
@@ -31,6 +31,7 @@ complete -c joold -n 'not __joold_in ""' -f
 complete -c joold -n '__joold_in ""' -a advertise -d 'send every session of the kernel\'s table to the other nodes'
 complete -c joold -n '__joold_in ""' -a follow -d 'show the sessions as the kernel announces them'
 complete -c joold -n '__joold_in ""' -a status -d 'show what the running daemon does, and whom it hears'
+complete -c joold -n '__joold_in ""' -a check -d 'tell by the exit status whether this node has all sessions'
 complete -c joold -n '__joold_in ""' -a keygen -d 'make a key for --net.key-file'
 complete -c joold -n '__joold_in ""' -a version -d 'show joold\'s version'
 complete -c joold -n '__joold_in ""' -a help -d 'show help on a command, or on the exit statuses'
@@ -83,11 +84,19 @@ complete -c joold -n '__joold_in "status"' -l socket -d 'control socket of the d
 complete -c joold -n '__joold_in "status"' -l json -d 'show JSON'
 complete -c joold -n '__joold_in "status"' -l help -s h -d 'show this help'
 
+complete -c joold -n '__joold_in "check"' -l instance -s i -d 'Jool instance that is meant' -x -a '(__joold_instances)'
+complete -c joold -n '__joold_in "check"' -l socket -d 'control socket of the daemon (usually /run/joold/NAME.sock)' -r -F
+complete -c joold -n '__joold_in "check"' -l allow-alone -d 'be content if no other node of joold is there'
+complete -c joold -n '__joold_in "check"' -l strict -d 'fail if nodes are configured differently'
+complete -c joold -n '__joold_in "check"' -l max-lag -d 'fail if lost datagrams have been missing for longer; 0s for never' -x
+complete -c joold -n '__joold_in "check"' -l timeout -d 'how long the daemon may take to answer' -x
+complete -c joold -n '__joold_in "check"' -l help -s h -d 'show this help'
+
 complete -c joold -n '__joold_in "keygen"' -l help -s h -d 'show this help'
 
 complete -c joold -n '__joold_in "version"' -l help -s h -d 'show this help'
 
-complete -c joold -n '__joold_in "help"' -a 'advertise follow status keygen version help completion exit-status'
+complete -c joold -n '__joold_in "help"' -a 'advertise follow status check keygen version help completion exit-status'
 complete -c joold -n '__joold_in "help"' -l help -s h -d 'show this help'
 
 complete -c joold -n '__joold_in "completion"' -a 'bash fish zsh'

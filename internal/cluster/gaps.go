@@ -29,6 +29,7 @@ const (
 // gapState is how far the search for a peer's lost datagrams is.
 type gapState struct {
 	holes  bool      // some number may be missing
+	since  time.Time // and one was at any time since then
 	mark   uint64    // what was the top at markAt
 	markAt time.Time // so those up to mark have been missing since then
 	ripe   uint64    // and those up to this long enough
@@ -44,7 +45,7 @@ func (n *Node) chases(p *peer) bool {
 // hole says that some number below top is missing.
 func (g *gapState) hole(top uint64, now time.Time) {
 	if !g.holes {
-		g.holes, g.mark, g.markAt = true, top, now
+		g.holes, g.since, g.mark, g.markAt = true, now, top, now
 	}
 }
 

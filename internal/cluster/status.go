@@ -37,6 +37,7 @@ type PeerStatus struct {
 	Heard    time.Time // anything
 	Hello    time.Time
 	Equal    time.Time // nothing that it has was missing here by then; zero if that is not known
+	Behind   time.Time // since when some of its datagrams are missing; zero if none is
 	Differs  int       // buckets that have differed for longer than what is under way explains
 	Unlike   []string  // what of its configuration is not as here
 	Counts   PeerCounts
@@ -58,6 +59,9 @@ func (n *Node) Status() Status {
 			Unlike: n.unlikeness(p), Counts: p.counts,
 		}
 		q.Counts.Missing = p.window.Missing()
+		if p.holes {
+			q.Behind = p.since
+		}
 		for i := range p.equalAt {
 			if p.equalAt[i].Before(q.Equal) {
 				q.Equal = p.equalAt[i]

@@ -28,6 +28,7 @@ type Cluster struct {
 	Since        float64  `json:"since_seconds"` // in this state
 	Active       bool     `json:"active"`        // this node's kernel announces sessions of its own
 	Sessions     int      `json:"sessions"`
+	Lag          float64  `json:"lag_seconds"`       // the longest of the nodes that take part
 	Copying      string   `json:"copying,omitempty"` // the node of which a copy is being taken
 	Giving       int      `json:"giving"`            // copies that are being given
 	Verified     *float64 `json:"verified_seconds"`  // how long ago nothing that any other node has was missing here; null if that is not known
@@ -58,6 +59,7 @@ type Node struct {
 	Sessions  int      `json:"sessions"`
 	Ago       float64  `json:"last_heard_seconds"`
 	Verified  *float64 `json:"verified_seconds"` // how long ago nothing that it has was missing here; null if that is not known
+	Lag       float64  `json:"lag_seconds"`      // for how long some of its datagrams have been missing; 0 if none is
 	Differs   int      `json:"differs"`          // parts of the table, of 128, that have differed for longer than what is under way explains
 	Unlike    []string `json:"unlike,omitempty"` // what of its configuration is not as here
 	Missing   uint64   `json:"missing"`          // datagrams that have not come, nor been made up for; it falls when they are

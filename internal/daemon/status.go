@@ -187,10 +187,14 @@ func (o *outlet) clusterStatus(now time.Time) *control.Cluster {
 			Missing: p.Counts.Missing, Repaired: p.Counts.Repaired, Late: p.Counts.Late, Duplicate: p.Counts.Duplicate,
 			TooOld: p.Counts.TooOld, Requests: p.Counts.Requests,
 		}
+		if !p.Behind.IsZero() {
+			n.Lag = now.Sub(p.Behind).Seconds()
+		}
 		said.Nodes = append(said.Nodes, n)
 		if !p.Live {
 			continue
 		}
+		said.Lag = max(said.Lag, n.Lag)
 		if known = known && n.Verified != nil; !known {
 			said.Verified = nil
 		} else if said.Verified == nil || *said.Verified < *n.Verified {
