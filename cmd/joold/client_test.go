@@ -73,6 +73,7 @@ func TestATerminalSeesRateAndTimeLeft(t *testing.T) {
 }
 
 func sampleStatus() *control.Status {
+	verified := 0.4
 	return &control.Status{
 		Version: "1.0", PID: 7, Uptime: 90,
 		Instance: control.Instance{Name: "edge", InService: true, Module: "4.1.15", Encoding: "4.1.13", Pool6: "64:ff9b::/96", SyncEnabled: true},
@@ -92,6 +93,12 @@ func sampleStatus() *control.Status {
 			SentSessions: 40, SentDatagrams: 2, SentBytes: 1600,
 			SendErrors: map[string]uint64{"EPERM": 2}, Refused: map[string]uint64{"pool4": 5, "timer": 0},
 			Stamps: map[string]uint64{"proven": 4, "other cluster": 3, "unstamped": 9, "trailing": 2}, Unheard: map[string]uint64{"other cluster": 3, "unstamped": 1},
+		},
+		Cluster: &control.Cluster{
+			Node: "K", State: "synced", Why: "it has all that J has", Since: 61, Sessions: 38, Verified: &verified, Nodes: []control.Node{
+				{Name: "J", Address: "[fe80::5%eth2]:6400", Version: "1.1", Live: true, Fresh: true, State: "synced", Active: true, Module: "4.1.13", Sessions: 40, Missing: 1, Repaired: 7, Lag: 0.3, Unlike: []string{"timeouts: only here: udp 5m0s; only there: udp 1m0s"}},
+				{Name: "M", Address: "192.0.2.9:6400", Version: "1.1", Fresh: true, State: "synced", Module: "4.1.15", Ago: 17},
+			},
 		},
 		Peers: []control.Peer{
 			{Address: "fe80::5%eth2", Encoding: "4.1.11", ByteOrder: "same", Ago: 1.23, Datagrams: 4, Sessions: 30, Refused: 5, Stamped: true},
@@ -113,6 +120,13 @@ group      [ff08::1]:6400, in eth2, out eth2
            warning: whoever sends from 192.0.2.7/32, 2001:db8::/64 need not sign: end that once all nodes do
            from fe80::4, MTU 1500, sending encoding 4.1.13
            socket buffers 8192 KiB in, 4096 KiB out
+cluster    synced for 1m1s: it has all that J has; known to lack nothing 400ms ago
+           NODE  ADDRESS       VERSION   MODULE  STATE           SESSIONS  LAG        LOST
+           K     fe80::4       1.0       4.1.15  synced          38        this node
+           J     fe80::5%eth2  1.1       4.1.13  synced, active  40        300ms      1, 7 repaired
+           M     192.0.2.9     1.1       4.1.15  silent for 17s  0         0s         0
+           -     fe80::6%eth2  C daemon  -       heard 4s ago    -         -          -
+           warning: J is configured differently: timeouts: only here: udp 5m0s; only there: udp 1m0s
 table      38 sessions remembered, 2 wait to be sent; 900 announcements held back
 kernel     announced 40 sessions in 3 messages, 1600 bytes
            took in 0 sessions in 0 messages; 0 wait

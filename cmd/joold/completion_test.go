@@ -101,7 +101,7 @@ func TestShellsOfferWhatTheProgramUnderstands(t *testing.T) {
 		{"joold st", words("status")},
 		{"joold -i edge st", words("status")},
 		{"joold -i status --net.w", words("--net.wire")},
-		{"joold status --", words("--help", "--instance", "--json", "--socket")},
+		{"joold status --", words("--help", "--instance", "--json", "--socket", "--watch")},
 		{"joold status -i edge --s", words("--socket")},
 		{"joold -p 6464 --net.wire ", words("4.1.11", "4.1.12", "4.1.13", "module")},
 		{"joold --log.level=d", words("debug")},

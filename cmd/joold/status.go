@@ -27,11 +27,24 @@ and the peers that were heard. A C daemon that only listens cannot be seen.
 
 Examples:
   joold status
+  joold status --watch
   joold status -i edge --json`,
 		setup: func(fs *pflag.FlagSet) func(context.Context, *env) error {
 			client := config.DefineClient(fs)
 			json := fs.Bool("json", false, "show JSON")
-			return func(ctx context.Context, e *env) error { return status(ctx, e, client, *json) }
+			again := fs.Duration("watch", 0, "show it again and again, this long apart; 0s for once")
+			fs.Lookup("watch").NoOptDefVal = "2s"
+			return func(ctx context.Context, e *env) error {
+				switch {
+				case *again < 0 || *again > 0 && *again < minWatch:
+					return usagef("status: --watch=%v: want %v or more", *again, minWatch)
+				case *again > 0 && *json:
+					return usagef("status: --watch and --json do not go together")
+				case *again > 0:
+					return watch(ctx, e, client, *again)
+				}
+				return status(ctx, e, client, *json)
+			}
 		},
 	}
 }
@@ -112,6 +125,7 @@ func writeStatus(w io.Writer, s *control.Status) error {
 		line("", "from %s, MTU %d, sending encoding %s", n.Source, n.MTU, n.Wire)
 		line("", "socket buffers %d KiB in, %d KiB out", n.ReadBuffer>>10, n.WriteBuffer>>10)
 	}
+	writeCluster(&b, s)
 	t := s.Table
 	line("table", "%d sessions remembered, %d wait to be sent; %d announcements held back", t.Sessions, t.Pending, t.HeldBack)
 	k := s.Kernel

@@ -89,7 +89,7 @@ _joold() {
     :*) _joold_words "$cur" advertise follow status check keygen version help completion; _joold_files "$cur" ;;
     advertise:-*) _joold_words "$cur" -i --instance --socket --rate -q --quiet -h --help ;;
     follow:-*) _joold_words "$cur" -i --instance --json -h --help ;;
-    status:-*) _joold_words "$cur" -i --instance --socket --json -h --help ;;
+    status:-*) _joold_words "$cur" -i --instance --socket --json --watch -h --help ;;
     check:-*) _joold_words "$cur" -i --instance --socket --allow-alone --strict --max-lag --timeout -h --help ;;
     keygen:-*) _joold_words "$cur" -h --help ;;
     version:-*) _joold_words "$cur" -h --help ;;

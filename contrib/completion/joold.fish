@@ -82,6 +82,7 @@ complete -c joold -n '__joold_in "follow"' -l help -s h -d 'show this help'
 complete -c joold -n '__joold_in "status"' -l instance -s i -d 'Jool instance that is meant' -x -a '(__joold_instances)'
 complete -c joold -n '__joold_in "status"' -l socket -d 'control socket of the daemon (usually /run/joold/NAME.sock)' -r -F
 complete -c joold -n '__joold_in "status"' -l json -d 'show JSON'
+complete -c joold -n '__joold_in "status"' -l watch -d 'show it again and again, this long apart; 0s for once'
 complete -c joold -n '__joold_in "status"' -l help -s h -d 'show this help'
 
 complete -c joold -n '__joold_in "check"' -l instance -s i -d 'Jool instance that is meant' -x -a '(__joold_instances)'

@@ -59,7 +59,8 @@ type Datagram struct {
 
 // Config is what a Node is told.
 type Config struct {
-	Name     string     // for people; its first 63 bytes are used
+	Name     string     // for people, in ASCII; its first 63 bytes are used
+	Version  string     // the daemon's, likewise; its first 31 bytes
 	Epoch    wire.Epoch // of the stamps to come
 	Keyed    bool       // whether only proven datagrams come: then replay is refused, too
 	Kept     bool       // whether the kernel's table is one that an earlier daemon kept in sync
@@ -200,7 +201,7 @@ func (n *Node) Configure(c Config) {
 	if n.cfg.Random != nil {
 		c.Epoch, c.Keyed, c.Kept = n.cfg.Epoch, n.cfg.Keyed, n.cfg.Kept
 	}
-	c.Name = c.Name[:min(len(c.Name), maxName)]
+	c.Name, c.Version = c.Name[:min(len(c.Name), maxName)], c.Version[:min(len(c.Version), maxText)]
 	c.Parts = c.Parts.sorted()
 	n.cfg = c
 	for p := range n.parts {
@@ -555,7 +556,7 @@ func (n *Node) jitter(most time.Duration) time.Duration {
 func (n *Node) sayHello() {
 	h := hello{
 		State: n.state.is, Active: n.active, Encoding: uint8(n.cfg.Encoding), Module: n.cfg.Module,
-		Challenge: n.challenge, Last: n.ring.last, Parts: n.parts, Timeouts: n.cfg.Timeouts, Digest: *n.host.Digest(), Name: n.cfg.Name,
+		Challenge: n.challenge, Last: n.ring.last, Parts: n.parts, Timeouts: n.cfg.Timeouts, Digest: *n.host.Digest(), Name: n.cfg.Name, Version: n.cfg.Version,
 	}
 	first := 0
 	if len(n.order) > maxEchoes { // those for which there is no room have their turn

@@ -3,6 +3,7 @@ package cluster
 import (
 	"encoding/binary"
 	"math"
+	"strings"
 
 	"joold/internal/session"
 	"joold/internal/wire"
@@ -37,7 +38,8 @@ func kindOf(body []byte) kind {
 const (
 	helloFormat = 1
 
-	maxName   = 63  // bytes
+	maxName   = 63  // bytes, of a node's name
+	maxText   = 31  // bytes, of its daemon's version
 	maxEchoes = 32  // in one hello
 	maxRanges = 64  // in one request or repair
 	maxLine   = 255 // bytes
@@ -59,6 +61,7 @@ type hello struct {
 	Timeouts  session.Timeouts
 	Digest    session.Digest
 	Name      string
+	Version   string      // the daemon's
 	Echoes    []challenge // those that it has heard
 }
 
@@ -79,6 +82,8 @@ func (h *hello) append(b []byte) []byte {
 	}
 	b = append(b, byte(len(h.Name)))
 	b = append(b, h.Name...)
+	b = append(b, byte(len(h.Version)))
+	b = append(b, h.Version...)
 	b = append(b, byte(len(h.Echoes)))
 	for i := range h.Echoes {
 		b = append(b, h.Echoes[i][:]...)
@@ -107,11 +112,12 @@ func (h *hello) parse(b []byte) bool {
 		h.Digest.Buckets[i] = r.uint32()
 	}
 	name := r.bytes(int(r.byte()))
+	version := r.bytes(int(r.byte()))
 	echoes := int(r.byte())
-	if len(name) > maxName || echoes > maxEchoes || h.State >= states || h.Last >= wire.Apart {
+	if len(name) > maxName || len(version) > maxText || echoes > maxEchoes || h.State >= states || h.Last >= wire.Apart {
 		return false
 	}
-	h.Name = string(name)
+	h.Name, h.Version = printable(name), printable(version)
 	h.Echoes = h.Echoes[:0]
 	for range echoes {
 		var c challenge
@@ -119,6 +125,16 @@ func (h *hello) parse(b []byte) bool {
 		h.Echoes = append(h.Echoes, c)
 	}
 	return !r.short
+}
+
+// printable is what somebody has sent, for people's terminals: ASCII.
+func printable[T []byte | string](b T) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, string(b))
 }
 
 // A request says whose numbers it is about.

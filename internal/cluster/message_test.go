@@ -17,6 +17,7 @@ func someHello() *hello {
 	h := &hello{
 		State: Synced, Active: true, Encoding: uint8(session.Enc4113), Module: [4]uint8{4, 1, 13, 0},
 		Challenge: challenge{1, 2, 3, 4, 5, 6, 7, 8}, Last: 999, Parts: [Parts]uint32{1, 2, 3, 4}, Timeouts: session.DefaultTimeouts, Name: strings.Repeat("n", maxName),
+		Version: strings.Repeat("v", maxText),
 	}
 	h.Digest.Sessions = 20_000
 	for i := range h.Digest.Buckets {
@@ -174,13 +175,13 @@ func TestBodiesAreTheBytesOfTheProtocol(t *testing.T) {
 		}
 	}
 	h := someHello()
-	h.Name, h.Echoes = "j", h.Echoes[1:2]
+	h.Name, h.Version, h.Echoes = "j", "1.0", h.Echoes[1:2]
 	b := h.append(nil)
 	if want := "01010503" + "04010d00" + "0102030405060708" + "00000000000003e7" + "00000001000000020000000300000004" +
 		"006ddd00" + "0003a980" + "000493e0" + "0000ea60" + "00004e20"; hex.EncodeToString(b[:60]) != want {
 		t.Errorf("a hello begins\n%x, want\n%s", b[:60], want)
 	}
-	if want := "016a" + "01" + "0000000000000001"; hex.EncodeToString(b[60+4*session.DigestBuckets:]) != want {
+	if want := "016a" + "03312e30" + "01" + "0000000000000001"; hex.EncodeToString(b[60+4*session.DigestBuckets:]) != want {
 		t.Errorf("a hello ends\n%x, want\n%s", b[60+4*session.DigestBuckets:], want)
 	}
 }

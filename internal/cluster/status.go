@@ -24,6 +24,7 @@ type Status struct {
 // PeerStatus is a Status of another node, by what it said last.
 type PeerStatus struct {
 	Name     string
+	Version  string // its daemon's
 	Addr     netip.AddrPort
 	Epoch    wire.Epoch
 	Live     bool // it takes part
@@ -53,7 +54,7 @@ func (n *Node) Status() Status {
 	}
 	for _, p := range n.order {
 		q := PeerStatus{
-			Name: p.hello.Name, Addr: p.addr, Epoch: p.epoch, Live: n.live(p), Fresh: p.fresh, Left: p.gone,
+			Name: p.hello.Name, Version: p.hello.Version, Addr: p.addr, Epoch: p.epoch, Live: n.live(p), Fresh: p.fresh, Left: p.gone,
 			State: p.hello.State, Active: p.hello.Active, Module: p.hello.Module, Encoding: session.Encoding(p.hello.Encoding),
 			Sessions: p.hello.Digest.Sessions, Heard: p.heardAt, Hello: p.helloAt, Equal: p.equalAt[0],
 			Unlike: n.unlikeness(p), Counts: p.counts,

@@ -124,7 +124,7 @@ func (n *Node) unlikeness(p *peer) (said []string) {
 			said = append(said, fmt.Sprintf("%s differs", part))
 		default:
 			here, there := apart(n.cfg.Parts[i], u.lines)
-			said = append(said, fmt.Sprintf("%s: only here: %s; only there: %s", part, some(here), some(there)))
+			said = append(said, fmt.Sprintf("%s: only here: %s; only there: %s", part, some(here), printable(some(there))))
 		}
 	}
 	return said

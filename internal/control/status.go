@@ -49,9 +49,10 @@ type Cluster struct {
 type Node struct {
 	Name      string   `json:"name"`
 	Address   string   `json:"address"`
-	Live      bool     `json:"live"`  // it takes part
-	Fresh     bool     `json:"fresh"` // it has proven to speak now
-	Left      bool     `json:"left"`  // it has said goodbye
+	Version   string   `json:"version"` // of joold
+	Live      bool     `json:"live"`    // it takes part
+	Fresh     bool     `json:"fresh"`   // it has proven to speak now
+	Left      bool     `json:"left"`    // it has said goodbye
 	State     string   `json:"state"`
 	Active    bool     `json:"active"`
 	Module    string   `json:"module"` // version

@@ -94,7 +94,7 @@ func (o *outlet) rekeyed() {
 // describe takes from l what other nodes are told of this one.
 func (o *outlet) describe(l *link) {
 	c, v := &o.member.config, l.Module().Version
-	c.Name, c.Random = o.d.name, func(b []byte) { rand.Read(b) }
+	c.Name, c.Version, c.Random = o.d.name, o.d.Version, func(b []byte) { rand.Read(b) }
 	c.Module, c.Encoding = [4]uint8{v.Major, v.Minor, v.Revision, v.Dev}, l.Module().Encoding
 	c.Timeouts, c.Parts, c.Entry = l.globals.Timeouts, l.parts(), o.encoding.EntrySize()
 }

@@ -180,7 +180,7 @@ func (o *outlet) clusterStatus(now time.Time) *control.Cluster {
 	known := true
 	for _, p := range s.Peers {
 		n := control.Node{
-			Name: p.Name, Address: p.Addr.String(), Live: p.Live, Fresh: p.Fresh, Left: p.Left, State: p.State.String(), Active: p.Active,
+			Name: p.Name, Version: p.Version, Address: p.Addr.String(), Live: p.Live, Fresh: p.Fresh, Left: p.Left, State: p.State.String(), Active: p.Active,
 			Module:   nlchan.Version{Major: p.Module[0], Minor: p.Module[1], Revision: p.Module[2], Dev: p.Module[3]}.String(),
 			Encoding: p.Encoding.String(), Sessions: int(p.Sessions), Ago: now.Sub(p.Heard).Seconds(), Verified: ago(p.Equal, now),
 			Differs: p.Differs, Unlike: p.Unlike,
