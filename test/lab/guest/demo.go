@@ -71,8 +71,8 @@ func (d *demo) setUp() []Session {
 	tell(DemoWait, "They agree on who serves; each is given %d idle sessions", idleSessions)
 	table := d.IdleTable(idleSessions, tcpEstablished/4)
 	both(func() {
-		d.serve(d.J, Ours)
-		d.serve(d.K, Ours)
+		d.serve(d.J, Ours, true)
+		d.serve(d.K, Ours, true)
 		d.J.WaitOwner()
 	}, func() {
 		d.J.Load(table)

@@ -3,6 +3,7 @@ package guest
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -37,8 +38,9 @@ var Deaths = []Death{
 func (l *Lab) Tutorial(j, k Daemon, death Death, idle int) {
 	l.t.Helper()
 	l.t.Logf("J runs Jool %s and the daemon %q, K %s and %q", l.J.Jool(), j.Name, l.K.Jool(), k.Name)
-	l.serve(l.J, j)
-	l.serve(l.K, k)
+	checked := j.ours && k.ours
+	l.serve(l.J, j, checked)
+	l.serve(l.K, k, checked)
 	l.J.WaitOwner()
 	l.t.Logf("J owns the virtual addresses")
 
@@ -92,18 +94,26 @@ func (l *Lab) Tutorial(j, k Daemon, death Death, idle int) {
 	l.t.Logf("the connection carried %d lines, and lost none", lines)
 }
 
-// serve starts on a node what the tutorial and contrib make of a NAT64 that can fail over.
-func (l *Lab) serve(n *Node, d Daemon) {
+// serve starts on a node what the tutorial and contrib make of a NAT64 that can fail over. checked is whether keepalived asks the daemon
+// if it has all sessions, which only ours can say.
+func (l *Lab) serve(n *Node, d Daemon, checked bool) {
 	l.t.Helper()
 	n.StartDaemon(d, SyncGroup6)
 	n.Run("nft", "-f", contrib+"/nftables/joold-pool4.nft")
+	joold, err := exec.LookPath("joold")
+	if err != nil {
+		l.t.Fatalf("%v", err)
+	}
 	files := map[string]string{}
 	for target, source := range map[string]string{"keepalived.conf": n.Name + ".conf", "backup.sh": "backup.sh"} {
 		text, err := os.ReadFile(filepath.Join(contrib, "keepalived", source))
 		if err != nil {
 			l.t.Fatalf("%v", err)
 		}
-		files[target] = string(text)
+		files[target] = strings.Replace(string(text), "/usr/local/bin/joold", joold, 1)
+	}
+	if !checked {
+		files["keepalived.conf"] = strings.Replace(files["keepalived.conf"], "\t\tcheck_joold\n", "", 1)
 	}
 	if !d.ours {
 		files["backup.sh"] = "#!/bin/sh\n[ \"$3\" != BACKUP ] || exec " + strings.Join(d.advertise(n), " ") + "\n"
