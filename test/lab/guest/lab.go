@@ -53,6 +53,7 @@ type Lab struct {
 	t T
 	Config
 	J, K, N6, N4 *Node
+	more         []*Node
 }
 
 // SyncGroup6 and SyncGroup4 are the groups the daemons use.
@@ -64,13 +65,16 @@ const (
 
 type iface struct{ name, segment string }
 
-// The seed's addresses. The nodes' sync interfaces also have IPv4 ones, for IPv4 groups.
-var plan = []struct {
+// A place is where a node is in the network.
+type place struct {
 	node      string
 	ifaces    []iface
 	addresses []string // interface address
 	routes    []string
-}{
+}
+
+// The seed's addresses. The nodes' sync interfaces also have IPv4 ones, for IPv4 groups.
+var plan = []place{
 	{"J", []iface{{"eth0", "v6"}, {"eth1", "v4"}, {"eth2", "sync"}},
 		[]string{"eth0 2001:db8::4/96", "eth1 192.0.2.4/24", "eth2 2001:db8:ff08::4/96", "eth2 10.64.64.4/24"}, nil},
 	{"K", []iface{{"eth0", "v6"}, {"eth1", "v4"}, {"eth2", "sync"}},
@@ -117,7 +121,7 @@ func New(t T, c Config) *Lab {
 	return l
 }
 
-func (l *Lab) nodes() []*Node { return []*Node{l.J, l.K, l.N6, l.N4} }
+func (l *Lab) nodes() []*Node { return append([]*Node{l.J, l.K, l.N6, l.N4}, l.more...) }
 
 // machines are the one or two that the nodes live in.
 func (l *Lab) machines() []machine {
@@ -229,33 +233,7 @@ func (l *Lab) build() {
 	l.script(local{}, s.String())
 
 	for i, n := range l.nodes() {
-		p := plan[i]
-		s.Reset()
-		// The namespaces are made once and entered by every command, so that a node's processes share one /run.
-		fmt.Fprintf(&s, `ip netns add %[1]s
-			touch /run/mnt-%[1]s
-			nsenter -n/run/netns/%[1]s unshare --mount=/run/mnt-%[1]s --propagation private sh -euc '
-				for dir in /run /etc/keepalived /etc/joold; do mount -t tmpfs node $dir; done
-				mount -t sysfs sys /sys
-				sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0
-				ip link set lo up'
-			`, n.Name)
-		for _, f := range p.ifaces {
-			if n.machine == (remote{}) {
-				l.overWire(&s, n.Name, f)
-			} else {
-				s.WriteString(n.plug(f))
-			}
-		}
-		for _, a := range p.addresses {
-			dev, addr, _ := strings.Cut(a, " ")
-			fmt.Fprintf(&s, "ip -n %s address add %s dev %s\n", n.Name, addr, dev)
-		}
-		for _, r := range p.routes {
-			fmt.Fprintf(&s, "ip -n %s route add %s\n", n.Name, strings.Replace(r, "POOL6", l.Pool6, 1))
-		}
-		l.script(n.machine, s.String())
-		n.Start("syslogd", "-n", "-S", "-O", syslog)
+		l.settle(n, plan[i])
 	}
 	for _, n := range []*Node{l.J, l.K} {
 		n.Sh(`sysctl -qw net.ipv4.conf.all.forwarding=1 net.ipv6.conf.all.forwarding=1
@@ -265,6 +243,37 @@ func (l *Lab) build() {
 		dev, addr, _ := strings.Cut(a, " ")
 		l.J.Run("ip", "address", "add", addr, "dev", dev)
 	}
+}
+
+// settle makes a node's namespaces and what is in them.
+func (l *Lab) settle(n *Node, p place) {
+	l.t.Helper()
+	var s strings.Builder
+	// The namespaces are made once and entered by every command, so that a node's processes share one /run.
+	fmt.Fprintf(&s, `ip netns add %[1]s
+		touch /run/mnt-%[1]s
+		nsenter -n/run/netns/%[1]s unshare --mount=/run/mnt-%[1]s --propagation private sh -euc '
+			for dir in /run /etc/keepalived /etc/joold; do mount -t tmpfs node $dir; done
+			mount -t sysfs sys /sys
+			sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0
+			ip link set lo up'
+		`, n.Name)
+	for _, f := range p.ifaces {
+		if n.machine == (remote{}) {
+			l.overWire(&s, n.Name, f)
+		} else {
+			s.WriteString(n.plug(f))
+		}
+	}
+	for _, a := range p.addresses {
+		dev, addr, _ := strings.Cut(a, " ")
+		fmt.Fprintf(&s, "ip -n %s address add %s dev %s\n", n.Name, addr, dev)
+	}
+	for _, r := range p.routes {
+		fmt.Fprintf(&s, "ip -n %s route add %s\n", n.Name, strings.Replace(r, "POOL6", l.Pool6, 1))
+	}
+	l.script(n.machine, s.String())
+	n.Start("syslogd", "-n", "-S", "-O", syslog)
 }
 
 // plug is a script that gives a node of this machine an interface on a segment.

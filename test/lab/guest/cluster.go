@@ -1,0 +1,128 @@
+package guest
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"joold/internal/control"
+)
+
+// Impair has netem lose, delay or repeat what comes to the node over its sync interface. What it returns ends that and tells how many packets
+// were lost. Only for nodes of this machine.
+func (n *Node) Impair(netem string) (mend func() (lost int)) {
+	n.lab.t.Helper()
+	port := n.Name + "-" + syncPlug.name // the bridge's
+	n.lab.script(n.machine, "tc -n net qdisc add dev "+port+" root netem limit 100000 "+netem)
+	mended := false
+	mend = func() (lost int) {
+		n.lab.t.Helper()
+		if mended {
+			return 0
+		}
+		mended = true
+		shown := n.lab.script(n.machine, "tc -n net -s qdisc show dev "+port+"; tc -n net qdisc del dev "+port+" root")
+		dropped := regexp.MustCompile(`dropped (\d+)`).FindStringSubmatch(shown)
+		if dropped == nil {
+			n.lab.t.Fatalf("tc does not say how many packets were lost: %s", shown)
+		}
+		lost, _ = strconv.Atoi(dropped[1])
+		return lost
+	}
+	n.lab.t.Cleanup(func() { mend() })
+	return mend
+}
+
+// Carrier takes the cable out of an interface of the node, or puts it in. Only for nodes of this machine.
+func (n *Node) Carrier(dev, state string) {
+	n.lab.t.Helper()
+	n.lab.script(n.machine, fmt.Sprintf("ip -n net link set %s-%s %s", n.Name, dev, state))
+}
+
+// SecondLink gives J and K an interface eth3 each on a segment of their own. Only where they share this machine.
+func (l *Lab) SecondLink() {
+	l.t.Helper()
+	script := "ip -n net link add sync2 type bridge mcast_snooping 0; ip -n net link set sync2 up\n"
+	for i, n := range []*Node{l.J, l.K} {
+		script += n.plug(iface{"eth3", "sync2"}) + fmt.Sprintf("\nip -n %s address add 2001:db8:ff09::%d/96 dev eth3\n", n.Name, 4+i)
+	}
+	l.script(local{}, script)
+}
+
+// third is a node on the sync segment alone.
+var third = place{"M", []iface{syncPlug}, []string{"eth2 2001:db8:ff08::6/96", "eth2 10.64.64.6/24"}, nil}
+
+// Third adds a node with an instance that translates nothing. Only where J and K share this machine.
+func (l *Lab) Third() *Node {
+	l.t.Helper()
+	n := &Node{lab: l, Name: third.node, machine: local{}}
+	l.more = append(l.more, n)
+	l.settle(n, third)
+	n.AddInstance()
+	return n
+}
+
+// Key gives both nodes the same new key, and returns the flags for a daemon that encrypts with it.
+func (l *Lab) Key() (flags []string) {
+	l.t.Helper()
+	const file = "/etc/joold/keys"
+	key := l.J.Run("joold", "keygen")
+	for _, n := range []*Node{l.J, l.K} {
+		n.WriteFile(file, key, "600")
+	}
+	return []string{"--net.key-file", file, "--net.encrypt"}
+}
+
+// knows is what the node's daemon says of its cluster, and of another's daemon, if that takes part.
+func (n *Node) knows(other *Node) (c control.Cluster, of control.Node, ok bool) {
+	n.lab.t.Helper()
+	s := n.Status(n.lab.Instance)
+	if s.Cluster == nil {
+		return c, of, false
+	}
+	for _, of := range s.Cluster.Nodes {
+		addr, err := netip.ParseAddrPort(of.Address)
+		if err != nil {
+			n.lab.t.Fatalf("%s knows a node at %q: %v", n.Name, of.Address, err)
+		}
+		for _, p := range other.syncAddresses() {
+			if of.Live && netip.MustParsePrefix(p).Addr() == addr.Addr() {
+				return *s.Cluster, of, true
+			}
+		}
+	}
+	return *s.Cluster, of, false
+}
+
+// WaitVerified waits until the node's daemon is synced and says that nothing was missing of what another's had, at a time after this call.
+func (n *Node) WaitVerified(other *Node) {
+	n.lab.t.Helper()
+	since := time.Now()
+	n.lab.Wait(fmt.Sprintf("%s knows to have all that %s has", n.Name, other.Name), func() (string, bool) {
+		asked := time.Now()
+		c, of, ok := n.knows(other)
+		seen := fmt.Sprintf("%+v", c)
+		return seen, ok && c.State == "synced" && of.Missing == 0 && of.Verified != nil && asked.Add(-seconds(*of.Verified)).After(since)
+	})
+}
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+// StartCluster starts the daemon on both nodes and waits until each knows to have all that the other has.
+func (l *Lab) StartCluster(d Daemon) (j, k *Process) {
+	l.t.Helper()
+	j, k = l.J.StartDaemon(d, SyncGroup6), l.K.StartDaemon(d, SyncGroup6)
+	l.J.WaitVerified(l.K)
+	l.K.WaitVerified(l.J)
+	return j, k
+}
+
+// wrote is what a daemon and the node's syslog have said so far.
+func (p *Process) wrote() string {
+	p.node.lab.t.Helper()
+	log, _ := p.node.Try("cat", syslog)
+	return strings.TrimSpace(p.Output() + log)
+}

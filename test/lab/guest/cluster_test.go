@@ -1,0 +1,241 @@
+//go:build lab
+
+package guest
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+func TestClusterLossesAreMadeUpFor(t *testing.T) {
+	l := New(t, Config{NoInstance: true})
+	for _, c := range []struct {
+		name, loss string
+		keyed      bool
+	}{
+		{"one datagram in ten", "10%", false},
+		{"three datagrams in ten", "30%", false},
+		{"one datagram in ten, encrypted", "10%", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l.Part(t, Config{})
+			daemon := Ours
+			if c.keyed {
+				daemon = daemon.With(l.Key()...)
+			}
+			j, k := l.StartCluster(daemon)
+			netem := "loss " + c.loss + " duplicate 1% delay 10ms reorder 99%"
+			mendJ, mendK := l.J.Impair(netem), l.K.Impair(netem)
+
+			l.Flows(20_000, 8000)
+			made := l.J.Count() // J's interface may drop what comes too fast
+			if made < 18_000 {
+				t.Fatalf("J has %d sessions of 20,000 flows", made)
+			}
+			took := l.K.WaitCount(made)
+			toJ, toK := mendJ(), mendK()
+			l.WaitCopied(l.J, l.K, made)
+			l.K.WaitVerified(l.J)
+
+			status := l.K.Status(l.Instance)
+			_, of, _ := l.K.knows(l.J)
+			t.Logf("of what J sent %d packets were lost, of what K sent %d; all %d sessions are in K %v after the last packet", toK, toJ, made, took)
+			t.Logf("K says of J: repaired %d, duplicate %d, late %d, requests %d", of.Repaired, of.Duplicate, of.Late, of.Requests)
+			if toK == 0 || of.Repaired == 0 {
+				t.Error("nothing was lost, or K does not count it")
+			}
+			if encrypts := status.Network.Encrypts; encrypts != c.keyed {
+				t.Errorf("K encrypts: %v", encrypts)
+			}
+			l.Lives(j, k)
+		})
+	}
+}
+
+func TestClusterANodeJoinsByItself(t *testing.T) {
+	l := New(t, Config{NoInstance: true})
+	table := l.IdleTable(20_000, tcpEstablished/10)
+	for _, c := range []struct {
+		name string
+		live bool // there is traffic meanwhile
+		anew bool // it is not K's daemon that starts, but its instance that is made anew
+	}{
+		{"its daemon starts", false, false},
+		{"its daemon starts under load", true, false},
+		{"its instance is made anew", false, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l.Part(t, Config{})
+			l.J.Load(table)
+			j := l.J.StartDaemon(Ours, SyncGroup6)
+			l.Wait("J's daemon knows them, and is synced or alone", func() (string, bool) {
+				s := l.J.Status(l.Instance)
+				return fmt.Sprintf("%+v %+v", s.Table, s.Cluster),
+					s.Table.Sessions >= len(table) && s.Table.Sweeps > 0 && s.Table.Pending == 0 && s.Cluster != nil && s.Cluster.State != "syncing"
+			})
+			var k *Process
+			if c.anew {
+				k = l.K.StartDaemon(Ours, SyncGroup6)
+				l.K.WaitVerified(l.J)
+				l.K.RemoveInstance()
+				l.Wait("K's daemon waits for its instance", func() (string, bool) {
+					s := l.K.Status(l.Instance)
+					return s.Instance.WaitingFor, !s.Instance.InService
+				})
+			}
+			want, stop := len(table), func() {}
+			if c.live {
+				const flows = 1000
+				stop = l.Stream(flows, 2000)
+				want += flows
+			}
+			before := l.J.Status(l.Instance)
+
+			start := time.Now()
+			if c.anew {
+				l.K.AddInstance()
+			} else {
+				k = l.K.Start(Ours.command(l.K, netip.MustParseAddr(SyncGroup6))...)
+			}
+			l.K.WaitCount(want)
+			took := time.Since(start).Round(time.Millisecond)
+			stop()
+			if n := Missing(table, l.K.Sessions()); n > 0 {
+				t.Errorf("K lacks %d sessions", n)
+			}
+			l.K.WaitVerified(l.J)
+
+			after := l.J.Status(l.Instance)
+			t.Logf("K has %d sessions %v after its start; J gave %d copies, and swept its table %d times",
+				want, took, after.Cluster.CopiesGiven-before.Cluster.CopiesGiven, after.Table.Sweeps-before.Table.Sweeps)
+			if after.Cluster.CopiesGiven == before.Cluster.CopiesGiven {
+				t.Error("J has given K no copy")
+			}
+			l.Lives(j, k)
+		})
+	}
+}
+
+func TestClusterANodeThatWasCutOffCatchesUp(t *testing.T) {
+	l := New(t, Config{NoInstance: true})
+	const flows, away = 4000, 7 * time.Second // longer than nodes are waited for
+	for _, c := range []struct {
+		name     string
+		from, to *Node
+		cut      func() (mend func())
+	}{
+		{"its interface is down", l.J, l.K, func() func() {
+			l.K.Run("ip", "link", "set", "eth2", "down")
+			return func() { l.K.Run("ip", "link", "set", "eth2", "up") }
+		}},
+		{"it hears nothing", l.J, l.K, func() func() {
+			mend := l.K.Impair("loss 100%")
+			return func() { mend() }
+		}},
+		{"it is not heard", l.K, l.J, func() func() {
+			mend := l.J.Impair("loss 100%")
+			return func() { mend() }
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l.Part(t, Config{})
+			j, k := l.StartCluster(Ours)
+			if !c.from.Owns() {
+				c.to.GiveAddressesTo(c.from)
+			}
+			f := &Fresh{lab: l}
+			f.Make(100, 500)
+			l.WaitCopied(c.from, c.to, 100)
+
+			began := time.Now()
+			mend := c.cut()
+			f.Make(flows, 1000)
+			if have := c.to.Count(); have > 200 {
+				t.Fatalf("%s is not cut off: it has %d sessions", c.to.Name, have)
+			}
+			time.Sleep(time.Until(began.Add(away)))
+			mend()
+			took := c.to.WaitCount(100 + flows)
+			l.WaitCopied(c.from, c.to, 100+flows)
+			c.to.WaitVerified(c.from)
+			_, of, _ := c.to.knows(c.from)
+			t.Logf("%s has the %d sessions that it missed %v after; repaired %d", c.to.Name, flows, took, of.Repaired)
+			l.Lives(j, k)
+		})
+	}
+}
+
+func TestClusterACNodeAmongThemIsNotDisturbed(t *testing.T) {
+	l := New(t, Config{})
+	m := l.Third()
+	c := m.StartDaemon(C, SyncGroup6)
+	j, k := l.StartCluster(Ours)
+	l.K.Impair("loss 20%") // so that J and K have something to say to each other
+	l.script(local{}, "dmesg -c")
+	quiet := func() {
+		t.Helper()
+		if log := l.script(local{}, "dmesg -c"); log != "" {
+			t.Errorf("in the kernel's log:\n%s", log)
+		}
+	}
+	before := c.wrote()
+
+	const flows = 3000
+	l.Flows(flows, 1000)
+	l.WaitCopied(l.J, l.K, flows)
+	l.WaitCopied(l.J, m, flows)
+	quiet()
+	l.K.RemoveInstance()
+	l.K.AddInstance()
+	l.script(local{}, "dmesg -c") // it tells of instances
+	l.WaitCopied(l.J, l.K, flows)
+	l.K.WaitVerified(l.J)
+	here, of, _ := l.K.knows(l.J)
+	t.Logf("K had %d datagrams of J's made up for, and took %d copies", of.Repaired, here.CopiesTaken)
+	if of.Repaired == 0 || here.CopiesTaken == 0 {
+		t.Error("J and K did not say to each other what the C node should not mind")
+	}
+	if have := m.Count(); have != flows {
+		t.Errorf("the C node has %d sessions of %d", have, flows)
+	}
+	if after := c.wrote(); after != before {
+		t.Errorf("the C daemon had written\n%s\nand now\n%s", before, after)
+	}
+	quiet()
+	l.Lives(j, k, c)
+}
+
+func TestClusterEitherOfTwoLinksIsEnough(t *testing.T) {
+	l := New(t, Config{})
+	l.SecondLink()
+	j, k := l.StartCluster(Ours.With("--net.dev.in", "eth2,eth3", "--net.dev.out", "eth2,eth3"))
+	f, made := &Fresh{lab: l}, 0
+	const flows = 1500
+	for _, dev := range []string{"eth2", "eth3"} {
+		for _, n := range []*Node{l.J, l.K} {
+			wait := f.Begin(flows, 1000)
+			made += flows
+			time.Sleep(500 * time.Millisecond)
+			n.Carrier(dev, "down")
+			wait()
+			l.WaitCopied(l.J, l.K, made) // over the other
+			_, of, _ := l.K.knows(l.J)
+			t.Logf("without %s of %s: K says of J: repaired %d, duplicate %d, late %d", dev, n.Name, of.Repaired, of.Duplicate, of.Late)
+			n.Carrier(dev, "up")
+			l.Wait(n.Name+" uses both links again", func() (string, bool) {
+				links := n.Status(l.Instance).Network.Links
+				usable := 0
+				for _, link := range links {
+					if link.Carrier && link.WaitingFor == "" {
+						usable++
+					}
+				}
+				return fmt.Sprintf("%+v", links), usable == 2
+			})
+		}
+	}
+	l.K.WaitVerified(l.J)
+	l.Lives(j, k)
+}
