@@ -119,9 +119,50 @@ func (l *Lab) StartCluster(d Daemon) (j, k *Process) {
 	return j, k
 }
 
-// wrote is what a daemon and the node's syslog have said so far.
-func (p *Process) wrote() string {
+// complaints are what a daemon and the node's syslog have said since, but for a C daemon's line about each datagram.
+func (p *Process) complaints(since string) string {
 	p.node.lab.t.Helper()
-	log, _ := p.node.Try("cat", syslog)
-	return strings.TrimSpace(p.Output() + log)
+	return regexp.MustCompile(`(?m)^.*Received \d+ bytes from the network\.\n`).ReplaceAllString(strings.TrimPrefix(p.said(), since), "")
+}
+
+// said is all that a daemon and the node's syslog have said so far.
+func (p *Process) said() string {
+	p.node.lab.t.Helper()
+	return p.Output() + p.node.Run("cat", syslog)
+}
+
+// takeover is a node's table when it last came to serve.
+const takeover = "/run/takeover"
+
+// noting is contrib's /etc/keepalived for a node, which notes its table when it comes to serve. Unless checked, it does not ask joold.
+func (l *Lab) noting(n *Node, checked bool) map[string]string {
+	l.t.Helper()
+	files := l.keepalivedFiles(n, checked)
+	files["contrib.sh"] = files["backup.sh"]
+	files["backup.sh"] = fmt.Sprintf(`#!/bin/sh
+[ "$3" != MASTER ] || { %s dump %s >%s.new && mv %[3]s.new %[3]s; }
+exec /etc/keepalived/contrib.sh "$@"
+`, Tool, l.Instance, takeover)
+	return files
+}
+
+// AtTakeover waits until the node comes to serve, and returns the table that it had then.
+func (n *Node) AtTakeover() map[ID]Session {
+	n.lab.t.Helper()
+	n.lab.Wait(n.Name+" serves", func() (string, bool) {
+		_, err := n.Try("test", "-e", takeover)
+		return fmt.Sprint(err), err == nil
+	})
+	return n.parse(n.Run("cat", takeover))
+}
+
+// stays wants a node to have the virtual addresses for as long as keepalived would need to move them.
+func (l *Lab) stays(n *Node, although string) {
+	l.t.Helper()
+	const ample = 12 * time.Second // a script's interval, its falls, the silence after which others take over
+	for end := time.Now().Add(ample); time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
+		if !n.Owns() {
+			l.t.Fatalf("%s does not have the virtual addresses any more, although %s", n.Name, although)
+		}
+	}
 }

@@ -172,7 +172,7 @@ func TestClusterACNodeAmongThemIsNotDisturbed(t *testing.T) {
 	j, k := l.StartCluster(Ours)
 	l.K.Impair("loss 20%") // so that J and K have something to say to each other
 	l.script(local{}, "dmesg -c")
-	before := c.wrote()
+	before := c.said()
 
 	const flows = 3000
 	l.Flows(flows, 1000)
@@ -190,8 +190,8 @@ func TestClusterACNodeAmongThemIsNotDisturbed(t *testing.T) {
 	if have := m.Count(); have != flows {
 		t.Errorf("the C node has %d sessions of %d", have, flows)
 	}
-	if after := c.wrote(); after != before {
-		t.Errorf("the C daemon had written\n%s\nand now\n%s", before, after)
+	if text := c.complaints(before); text != "" {
+		t.Errorf("the C daemon has written:\n%s", text)
 	}
 	for line := range strings.Lines(l.script(local{}, "dmesg -c")) {
 		if !strings.Contains(line, " instance '"+l.Instance+"'") { // it was changed, or made anew
@@ -232,4 +232,76 @@ func TestClusterEitherOfTwoLinksIsEnough(t *testing.T) {
 	}
 	l.K.WaitVerified(l.J)
 	l.Lives(j, k)
+}
+
+func TestClusterAReturningMasterTakesTheAddressesOnlyWhenItIsFull(t *testing.T) {
+	const idle, busy = 5000, 10
+	l := New(t, Config{NoInstance: true})
+	table := l.IdleTable(idle, tcpEstablished/4)
+	for _, checked := range []bool{false, true} {
+		name := map[bool]string{false: "unchecked, it lacks sessions", true: "checked, it lacks none"}[checked]
+		t.Run(name, func(t *testing.T) {
+			l.Part(t, Config{})
+			l.J.Load(table)
+			j, k := l.StartCluster(Ours)
+			for _, n := range []*Node{l.J, l.K} {
+				l.guard(n, l.noting(n, checked))
+			}
+			l.J.WaitOwner()
+			var conns []*Conn
+			for range busy {
+				conns = append(conns, l.Connect())
+			}
+			conn := conns[0]
+			l.WaitLines(conn, 20)
+			all := append([]Session{}, table...)
+			for id, s := range l.J.Sessions() {
+				if id.Dst4.Addr() == server4 {
+					all = append(all, s)
+				}
+			}
+			if len(all) != idle+busy {
+				t.Fatalf("J has %d sessions", len(all))
+			}
+			l.K.WaitSessions(all)
+
+			j.Kill()
+			l.J.RemoveInstance()
+			l.K.WaitOwner()
+			l.WaitLines(conn, 20)
+			l.J.Run("rm", takeover)
+			l.J.AddInstance()
+			if !checked {
+				missing := Missing(all, l.J.AtTakeover())
+				t.Logf("J lacks %d sessions of %d at its takeover", missing, len(all))
+				if missing == 0 {
+					t.Error("nothing to check for")
+				}
+				return
+			}
+			l.stays(l.K, "J has no daemon")
+			j = l.J.StartDaemon(Ours, SyncGroup6)
+			if missing := Missing(all, l.J.AtTakeover()); missing > 0 {
+				t.Errorf("J lacks %d sessions of %d at its takeover", missing, len(all))
+			}
+			l.J.WaitOwner()
+			for _, c := range conns {
+				l.WaitLines(c, 20)
+			}
+
+			if err := j.Stop(); err != nil {
+				t.Errorf("J's daemon ended with %v", err)
+			}
+			j = l.J.StartDaemon(Ours, SyncGroup6)
+			l.stays(l.J, "its daemon was started anew")
+			j.Kill()
+			k.Kill()
+			l.stays(l.J, "neither node has a daemon")
+			for i, c := range conns {
+				if _, err := c.Close(); err != nil {
+					t.Errorf("connection %d was harmed: %v", i, err)
+				}
+			}
+		})
+	}
 }

@@ -105,8 +105,14 @@ func parseSession(line string) (s Session, err error) {
 // Sessions is the node's session table.
 func (n *Node) Sessions() map[ID]Session {
 	n.lab.t.Helper()
+	return n.parse(n.Run(Tool, "dump", n.lab.Instance))
+}
+
+// parse reads what Tool dumped.
+func (n *Node) parse(dump string) map[ID]Session {
+	n.lab.t.Helper()
 	table := map[ID]Session{}
-	for line := range strings.Lines(n.Run(Tool, "dump", n.lab.Instance)) {
+	for line := range strings.Lines(dump) {
 		s, err := parseSession(line)
 		if err != nil {
 			n.lab.t.Fatalf("%s: %v", n.Name, err)

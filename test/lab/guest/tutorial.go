@@ -99,7 +99,23 @@ func (l *Lab) Tutorial(j, k Daemon, death Death, idle int) {
 func (l *Lab) serve(n *Node, d Daemon, checked bool) {
 	l.t.Helper()
 	n.StartDaemon(d, SyncGroup6)
+	files := l.keepalivedFiles(n, checked)
+	if !d.ours {
+		files["backup.sh"] = "#!/bin/sh\n[ \"$3\" != BACKUP ] || exec " + strings.Join(d.advertise(n), " ") + "\n"
+	}
+	l.guard(n, files)
+}
+
+// guard starts keepalived on a node, with contrib's firewall rule.
+func (l *Lab) guard(n *Node, files map[string]string) {
+	l.t.Helper()
 	n.Run("nft", "-f", contrib+"/nftables/joold-pool4.nft")
+	n.StartKeepalived(files)
+}
+
+// keepalivedFiles is what contrib has for a node's /etc/keepalived, which then asks the daemon if it is to be checked.
+func (l *Lab) keepalivedFiles(n *Node, checked bool) map[string]string {
+	l.t.Helper()
 	joold, err := exec.LookPath("joold")
 	if err != nil {
 		l.t.Fatalf("%v", err)
@@ -113,12 +129,13 @@ func (l *Lab) serve(n *Node, d Daemon, checked bool) {
 		files[target] = strings.Replace(string(text), "/usr/local/bin/joold", joold, 1)
 	}
 	if !checked {
-		files["keepalived.conf"] = strings.Replace(files["keepalived.conf"], "\t\tcheck_joold\n", "", 1)
+		const asks = "\t\tcheck_joold\n"
+		if !strings.Contains(files["keepalived.conf"], asks) {
+			l.t.Fatalf("contrib's keepalived.conf for %s has no check_joold:\n%s", n.Name, files["keepalived.conf"])
+		}
+		files["keepalived.conf"] = strings.Replace(files["keepalived.conf"], asks, "", 1)
 	}
-	if !d.ours {
-		files["backup.sh"] = "#!/bin/sh\n[ \"$3\" != BACKUP ] || exec " + strings.Join(d.advertise(n), " ") + "\n"
-	}
-	n.StartKeepalived(files)
+	return files
 }
 
 // lacks says which sessions a table does not have, and whether it has them all.
