@@ -3,13 +3,10 @@
 package guest
 
 import (
-	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
-
-	"joold/internal/control"
 )
 
 // pairings are the daemons that may stand on J and K, and what else may differ from the tutorial.
@@ -143,13 +140,4 @@ func TestDropInInstancesInOneNamespaceDoNotHearEachOther(t *testing.T) {
 	if s.Kernel.Foreign == 0 && !alone {
 		t.Errorf("the other instance's daemon on J heard none of the messages that it leaves alone")
 	}
-}
-
-// Status is what the node's daemon for an instance says of itself.
-func (n *Node) Status(instance string) (s control.Status) {
-	n.lab.t.Helper()
-	if err := json.Unmarshal([]byte(n.Run("joold", "status", "-i", instance, "--json")), &s); err != nil {
-		n.lab.t.Fatalf("%s: status of %s: %v", n.Name, instance, err)
-	}
-	return s
 }

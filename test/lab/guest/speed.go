@@ -136,6 +136,15 @@ func (n *Node) status() (s control.Status, err error) {
 	return s, json.Unmarshal([]byte(out), &s)
 }
 
+// Status is what the node's daemon for an instance says of itself.
+func (n *Node) Status(instance string) (s control.Status) {
+	n.lab.t.Helper()
+	if err := json.Unmarshal([]byte(n.Run("joold", "status", "-i", instance, "--json")), &s); err != nil {
+		n.lab.t.Fatalf("%s: status of %s: %v", n.Name, instance, err)
+	}
+	return s
+}
+
 // Setting is a global setting of the node's instance, as Jool's tool shows it.
 func (n *Node) Setting(name string) string {
 	n.lab.t.Helper()
