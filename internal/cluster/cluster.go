@@ -515,9 +515,21 @@ func (n *Node) Bye() { n.say(append(n.body[:0], byte(kindBye))) }
 func (n *Node) clock(now time.Time) {
 	late := now.Sub(n.now)
 	n.now = now
-	if late <= stopped {
-		return
+	if late > stopped {
+		n.wake(late)
 	}
+}
+
+// Slept says that the machine slept for so long, of which the time that is passed in
+// knows nothing.
+func (n *Node) Slept(late time.Duration, now time.Time) {
+	n.clock(now)
+	n.wake(late)
+}
+
+// wake forgets what may no longer be so after a stop.
+func (n *Node) wake(late time.Duration) {
+	now := n.now
 	n.counts.Stops++
 	n.renewChallenge()
 	n.deafTill = now.Add(deafFor)

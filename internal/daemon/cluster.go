@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"joold/internal/cluster"
 	"joold/internal/mcast"
 	"joold/internal/session"
@@ -41,11 +43,12 @@ type member struct {
 	*cluster.Node // nil while there is no instance
 	config        cluster.Config
 	timer         *time.Timer
-	wakes         time.Time // when timer fires; zero when it is not set
-	renewed       time.Time // when it last got another name without a new link
-	common        bool      // nodes of ours listen, and no others
-	narrow        bool      // a datagram of its own did not fit
-	behind        bool      // of a copy some sessions may still wait for the kernel
+	wakes         time.Time     // when timer fires; zero when it is not set
+	renewed       time.Time     // when it last got another name without a new link
+	common        bool          // nodes of ours listen, and no others
+	narrow        bool          // a datagram of its own did not fit
+	behind        bool          // of a copy some sessions may still wait for the kernel
+	asleep        time.Duration // how long the machine had slept by the last tick
 	buf           []byte
 	sessions      []session.Session
 }
@@ -56,7 +59,7 @@ func (o *outlet) enter(kept bool, now time.Time) {
 	m := &o.member
 	o.d.signer.Renew()
 	m.config.Epoch, m.config.Keyed, m.config.Kept = o.d.signer.Epoch(), o.d.live.Load().Keys.Signing(), kept
-	m.Node = cluster.New(m.config, host{o}, now)
+	m.Node, m.asleep = cluster.New(m.config, host{o}, now), o.asleep()
 	o.arm(now)
 }
 
@@ -129,6 +132,16 @@ func (l *link) parts() (c cluster.Configuration) {
 	return c
 }
 
+// asleep is how long this machine has slept since it was booted. Go's clock does not
+// run meanwhile.
+func asleep() time.Duration {
+	var running, passed unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &running) != nil || unix.ClockGettime(unix.CLOCK_BOOTTIME, &passed) != nil {
+		return 0
+	}
+	return time.Duration(passed.Nano() - running.Nano())
+}
+
 // arm has the node ticked when it wants to be.
 func (o *outlet) arm(now time.Time) {
 	m := &o.member
@@ -147,6 +160,10 @@ func (o *outlet) tick() {
 		return
 	}
 	m.Tick(now, o.link.translates())
+	if asleep := o.asleep(); asleep-m.asleep > stoppedFor {
+		m.Slept(asleep-m.asleep, now)
+		m.asleep = asleep
+	}
 	o.standing.look(m.Node, now)
 	m.behind = m.behind && o.link.waiting().Waiting >= fewWait
 	if m.narrow {

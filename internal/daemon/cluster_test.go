@@ -362,3 +362,19 @@ func TestRefreshesAreRareWhereOnlyOursListen(t *testing.T) {
 		}
 	})
 }
+
+func TestAMachineThatSleptDoubtsWhatItHas(t *testing.T) {
+	withNet(t, func(t *testing.T, e *ether) {
+		j, k := e.start(t, nil), e.start(t, nil)
+		k.state("synced")
+		j.state("synced")
+		taken := k.says().CopiesTaken
+		k.out.mu.Lock()
+		k.out.asleep = func() time.Duration { return time.Hour }
+		k.out.mu.Unlock()
+		time.Sleep(10 * time.Second)
+		if s := k.says(); s.Stops != 1 || s.CopiesTaken == taken || s.State != "synced" {
+			t.Errorf("%+v", s)
+		}
+	})
+}

@@ -161,12 +161,13 @@ type outlet struct {
 	buf      []byte
 
 	tableConfig batch.TableConfig
+	asleep      func() time.Duration // tells how long this machine has slept since it was booted
 	member      member
 	standing    standing
 }
 
 func newOutlet(d *Daemon) *outlet {
-	o := &outlet{d: d}
+	o := &outlet{d: d, asleep: asleep}
 	o.timer = time.AfterFunc(time.Hour, func() {
 		o.mu.Lock()
 		defer o.mu.Unlock()
