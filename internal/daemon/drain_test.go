@@ -194,3 +194,25 @@ func TestRefreshesWaitForCompanyAndLeaveWithNews(t *testing.T) {
 	}
 	l.Close()
 }
+
+func TestWhatAHandfulOfMessagesLeavesOverWaitsForTheNext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, _, _, g := between(t)
+		d.out.resize(g.MaxPayload())
+		all := distinct(35 * 36) // as many full messages as datagrams have room
+		for message := range slices.Chunk(all, 36) {
+			d.out.announce(message, false, time.Now())
+			d.out.rest(time.Now())
+			time.Sleep(restTime)
+		}
+		if _, n := g.sent(wkp); n != len(all)/35 {
+			t.Errorf("%d sessions left in %d datagrams, want them full", len(all), n)
+		}
+		d.out.announce(distinct(len(all) + 1)[len(all):], false, time.Now())
+		d.out.rest(time.Now())
+		time.Sleep(restTime + 3*atOnce)
+		if sent, _ := g.sent(wkp); len(sent) != len(all)+1 {
+			t.Errorf("%d of %d sessions were sent soon after a rest that brought no more", len(sent), len(all)+1)
+		}
+	})
+}

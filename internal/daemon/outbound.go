@@ -94,6 +94,7 @@ func (d *Daemon) hear(ctx context.Context, l *link) error {
 		d.out.announce(heard, l.last(announced, d.live.Load().BatchDeadline), time.Now())
 		if waited && l.crowded(announced) {
 			d.work.hearing.end()
+			d.out.rest(time.Now())
 			time.Sleep(restTime)
 		}
 	}
@@ -155,6 +156,7 @@ type outlet struct {
 	failedAt time.Time // since when
 	dropped  uint64    // what drops was then
 	heldTill time.Time // no datagram is tried before
+	restTill time.Time // more is likely to have come by then
 	packed   []session.Session
 	refs     []session.Ref // to what is sent, where that is not all of what was taken
 	some     []session.Session
@@ -275,6 +277,14 @@ func (o *outlet) announce(sessions []session.Session, last bool, now time.Time) 
 	o.pump(now, last)
 }
 
+// rest says that the kernel is not listened to for restTime, and has more to say
+// then: what waits may wait for that.
+func (o *outlet) rest(now time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.restTill = now.Add(restTime + 2*atOnce)
+}
+
 // pump sends what fills datagrams or has waited long enough, or all news, and sets
 // the timer for the rest.
 func (o *outlet) pump(now time.Time, news bool) {
@@ -294,7 +304,7 @@ func (o *outlet) pump(now time.Time, news bool) {
 			o.timer.Reset(0)
 			return
 		}
-		if !(news && o.table.News() > 0) && o.table.Pending() < full && now.Sub(since) < deadline {
+		if !(news && o.table.News() > 0) && o.table.Pending() < full && (now.Sub(since) < deadline || now.Before(o.restTill)) {
 			break
 		}
 		o.sendNext(now)
@@ -304,8 +314,10 @@ func (o *outlet) pump(now time.Time, news bool) {
 		return
 	}
 	at := since.Add(deadline)
-	if at.Before(o.heldTill) {
-		at = o.heldTill
+	for _, later := range []time.Time{o.heldTill, o.restTill} {
+		if at.Before(later) {
+			at = later
+		}
 	}
 	if !o.wakes.IsZero() && !at.Before(o.wakes) {
 		return

@@ -61,7 +61,7 @@ var targets = []struct {
 	{"later", rare, datagrams, 1. / 200, c},
 	{"later", rare, injected, 1. / 200, c},
 	{"new", ours, missing, 0, ""},
-	{"new", ours, datagrams, 1, c},
+	{"new", ours, datagrams, 36. / 35 * 1.02, c}, // with a stamp 35 entries fit where C has 36; and hellos
 	{"new", ours, processor, 1, c},
 	{"advertise", ours, missing, 0, ""},
 	{"advertise", ours, arrived, 1, c},
