@@ -159,7 +159,7 @@ func (n *Node) AtTakeover() map[ID]Session {
 // stays wants a node to have the virtual addresses for as long as keepalived would need to move them.
 func (l *Lab) stays(n *Node, although string) {
 	l.t.Helper()
-	const ample = 12 * time.Second // a script's interval, its falls, the silence after which others take over
+	const ample = 10 * time.Second // a script's interval, its falls, the silence after which others take over
 	for end := time.Now().Add(ample); time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
 		if !n.Owns() {
 			l.t.Fatalf("%s does not have the virtual addresses any more, although %s", n.Name, although)
