@@ -91,7 +91,7 @@ func sampleStatus() *control.Status {
 		}},
 		Net: control.Net{
 			SentSessions: 40, SentDatagrams: 2, SentBytes: 1600,
-			SendErrors: map[string]uint64{"EPERM": 2}, Refused: map[string]uint64{"pool4": 5, "timer": 0},
+			SendErrors: map[string]uint64{"EPERM": 2}, ApartDatagrams: 90, ApartSessions: 38, ApartBytes: 60_000, Refused: map[string]uint64{"pool4": 5, "timer": 0},
 			Stamps: map[string]uint64{"proven": 4, "other cluster": 3, "unstamped": 9, "trailing": 2}, Unheard: map[string]uint64{"other cluster": 3, "unstamped": 1},
 		},
 		Cluster: &control.Cluster{
@@ -132,6 +132,7 @@ kernel     announced 40 sessions in 3 messages, 1600 bytes
            took in 0 sessions in 0 messages; 0 wait
 network    sent 40 sessions in 2 datagrams, 1600 bytes
            heard 0 sessions in 0 datagrams, 0 bytes
+           to other nodes of joold: 38 sessions in copies and repairs, 90 datagrams, 60000 bytes
 errors     datagrams not heard (other cluster) 3, datagrams not heard (unstamped) 1, datagrams that end in garbage 2, sessions that contradict the BIB 4, send errors (EPERM) 2, refused entries (pool4) 5
 conflicts  TCP: a peer has [2001:db8::8]:37878 behind 192.0.2.1:62805, this node [2001:db8::9]:4000 behind 192.0.2.1:62805: the BIB entry is the newer; 3 times, from fe80::5%eth2, last 1.2s ago
            UDP: a peer has [2001:db8::8]:5000 behind 192.0.2.1:62806, this node [2001:db8::8]:5000 behind 192.0.2.1:62807: too many wait; 1 times, from a peer no longer remembered, last 1m0s ago

@@ -134,6 +134,10 @@ func writeStatus(w io.Writer, s *control.Status) error {
 	line("network", "sent %d sessions in %d datagrams, %d bytes", s.Net.SentSessions, s.Net.SentDatagrams, s.Net.SentBytes)
 	line("", "heard %d sessions in %d datagrams, %d bytes", s.Net.RcvdSessions, s.Net.RcvdDatagrams, s.Net.RcvdBytes)
 
+	if s.Net.ApartDatagrams > 0 {
+		line("", "to other nodes of joold: %d sessions in copies and repairs, %d datagrams, %d bytes", s.Net.ApartSessions, s.Net.ApartDatagrams, s.Net.ApartBytes)
+	}
+
 	heard := func(stamp string) uint64 { return s.Net.Stamps[stamp] - s.Net.Unheard[stamp] }
 	line("errors", "%s", cmp.Or(joinCounts(
 		count("kernel overruns", k.Overruns), count("announcements dropped by the module", k.QueueDrops),
@@ -147,7 +151,7 @@ func writeStatus(w io.Writer, s *control.Status) error {
 		count("sessions dropped before the kernel", k.Dropped), count("sessions that died before it", k.Expired),
 		count("sessions that this module would misread", k.Unfit),
 		count("sessions that contradict the BIB", k.Conflicts),
-		counts("send errors", s.Net.SendErrors), count("read errors", s.Net.ReadErrors), count("socket drops", s.Net.SocketDrops),
+		counts("send errors", s.Net.SendErrors), counts("send errors to nodes", s.Net.ApartErrors), count("read errors", s.Net.ReadErrors), count("socket drops", s.Net.SocketDrops),
 		counts("unreadable entries", s.Net.Unreadable), counts("refused entries", s.Net.Refused),
 		count("datagrams while out of service", s.Net.Unserved), count("log lines lost", s.Log.Dropped)), "none"))
 	for n, c := range k.LastConflicts {
