@@ -26,6 +26,7 @@ type ether struct {
 	mu    sync.Mutex
 	r     *rand.Rand
 	loss  float64
+	bytes int // sent by anybody
 	ports []*etherPort
 }
 
@@ -61,6 +62,7 @@ func (p *etherPort) WriteTo(b []byte, to netip.AddrPort) error {
 	e := p.net
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.bytes += len(b)
 	for _, o := range e.ports {
 		if o != p && (!to.IsValid() || to == o.from) && !p.cut && !o.cut && e.r.Float64() >= e.loss {
 			o.in <- mcast.Datagram{Payload: bytes.Clone(b), From: p.from}
@@ -375,6 +377,72 @@ func TestAMachineThatSleptDoubtsWhatItHas(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		if s := k.says(); s.Stops != 1 || s.CopiesTaken == taken || s.State != "synced" {
 			t.Errorf("%+v", s)
+		}
+	})
+}
+
+func TestWhenAGiverDiesDuringACopyAnotherGoesOn(t *testing.T) {
+	withNet(t, func(t *testing.T, e *ether) {
+		j, k := e.start(t, nil), e.start(t, nil)
+		k.state("synced")
+		j.state("synced")
+		old := some(1, 20_000)
+		j.announce(old)
+		k.fills(old)
+		time.Sleep(5 * time.Second)
+		m := e.start(t, nil)
+		for m.says() == nil || m.says().Copying == "" || len(m.k.taken()) == 0 && m.link.Load().waiting().Waiting == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		for _, giver := range []*site{j, k} {
+			if giver.name == m.says().Copying {
+				e.set(func() { giver.port.cut = true })
+			}
+		}
+		if m.lacks(old) == 0 {
+			t.Fatal("it has all before its giver dies")
+		}
+		t.Logf("all were there %v after the giver's death", m.fills(old))
+		m.state("synced")
+		if s := m.says(); s.CopiesBroken != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+func TestNoStormFollowsWhenTheNetworkReturns(t *testing.T) {
+	withNet(t, func(t *testing.T, e *ether) {
+		var all []*site
+		for range 8 {
+			all = append(all, e.start(t, nil))
+		}
+		for _, s := range all {
+			s.state("synced")
+		}
+		old := some(1, 5000)
+		all[0].announce(old)
+		for _, s := range all[1:] {
+			s.fills(old)
+		}
+		time.Sleep(10 * time.Second)
+		e.set(func() { e.loss = 1 })
+		missed := some(10_000, 5000)
+		all[0].announce(missed)
+		time.Sleep(20 * time.Second)
+		e.set(func() { e.loss, e.bytes = 0, 0 })
+		most := 0
+		for range 20 {
+			time.Sleep(time.Second)
+			e.set(func() { most, e.bytes = max(most, e.bytes), 0 })
+		}
+		for _, s := range all[1:] {
+			s.fills(missed)
+			s.state("synced")
+		}
+		// The sessions are 200 KB, and as a copy for each of the seven others 2.8 MB.
+		t.Logf("%d bytes in a second at most", most)
+		if most > 4<<20 {
+			t.Error("that is a storm")
 		}
 	})
 }
