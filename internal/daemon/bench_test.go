@@ -84,7 +84,7 @@ func newRig(tb testing.TB, e session.Encoding, keys wire.Keys, encrypt bool) *ri
 	model := newModelGroup()
 	group := network(&rigGroup{model, r})
 	r.d.current.Store(&group)
-	r.d.out.begin(r.l)
+	r.d.out.begin(r.l, false)
 	r.d.link.Store(r.l)
 	r.peer.meet(r.d, r.l, newIntake(r.d), model)
 

@@ -93,8 +93,22 @@ func (e *ether) start(t *testing.T, change func(*config.Config)) *site {
 	return e.startWith(t, change, func(*hookedKernel) {})
 }
 
+// startNoted has the daemon find, and leave, a note.
+func (e *ether) startNoted(t *testing.T, noted func(*site), prepare func(*hookedKernel)) *site {
+	s := e.make(t, nil, prepare)
+	noted(s)
+	s.run()
+	return s
+}
+
 // startWith has prepare change the kernel before the daemon sees it.
 func (e *ether) startWith(t *testing.T, change func(*config.Config), prepare func(*hookedKernel)) *site {
+	s := e.make(t, change, prepare)
+	s.run()
+	return s
+}
+
+func (e *ether) make(t *testing.T, change func(*config.Config), prepare func(*hookedKernel)) *site {
 	cfg := testConfig()
 	cfg.Refresh = 0
 	if change != nil {
@@ -106,7 +120,6 @@ func (e *ether) startWith(t *testing.T, change func(*config.Config), prepare fun
 	s.name = fmt.Sprintf("node %d", len(e.ports))
 	s.open = func(context.Context) (network, error) { return s.port, nil }
 	s.dial = func() (kernel, error) { return siteKernel{s.k}, nil }
-	s.run()
 	return s
 }
 

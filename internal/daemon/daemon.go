@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime/debug"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -98,6 +99,8 @@ type Daemon struct {
 	started time.Time
 	name    string // this node's, for people
 
+	notePath string // of the note for the next daemon; "" if there is none
+
 	open       func(context.Context) (network, error)
 	dial       func() (kernel, error)
 	newWatcher func() (watcher, error)
@@ -143,7 +146,7 @@ func Run(ctx context.Context, cfg *config.Config, o Options) error {
 		return watchPath(ctx, groupConfigs(cfg, group)[0], changed)
 	}
 
-	server, err := listenControl(cfg)
+	server, path, err := listenControl(cfg)
 	if errors.Is(err, control.ErrInUse) {
 		return err
 	} else if err != nil {
@@ -152,6 +155,7 @@ func Run(ctx context.Context, cfg *config.Config, o Options) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	if server != nil {
+		d.notePath = strings.TrimSuffix(path, ".sock") + ".note"
 		defer server.Close()
 		g.Go(func() error { return server.Serve(ctx, d.handle) })
 	}
@@ -195,15 +199,14 @@ func groupConfigs(cfg *config.Config, group netip.AddrPort) (cfgs []mcast.Config
 	return cfgs
 }
 
-func listenControl(cfg *config.Config) (*control.Server, error) {
-	path := cfg.ControlSocket
-	if path == "" {
-		var err error
+func listenControl(cfg *config.Config) (s *control.Server, path string, err error) {
+	if path = cfg.ControlSocket; path == "" {
 		if path, err = control.Path(cfg.Instance); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 	}
-	return control.Listen(path)
+	s, err = control.Listen(path)
+	return s, path, err
 }
 
 func newDaemon(cfg *config.Config, o Options) *Daemon {

@@ -1110,7 +1110,7 @@ func idle(t testing.TB, k *modelKernel) (*Daemon, *link) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.out.begin(l)
+	d.out.begin(l, false)
 	d.link.Store(l)
 	return d, l
 }

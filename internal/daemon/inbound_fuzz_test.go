@@ -616,7 +616,7 @@ func tell(t *testing.T, e session.Encoding, p session.Pool6, script []byte) (y *
 		t.Fatal(err)
 	}
 	k.learned()
-	y.out.begin(y.l)
+	y.out.begin(y.l, false)
 	y.link.Store(y.l)
 	y.in = &intake{d: y.Daemon, stamps: newStamps(y.Daemon)}
 	y.opener, y.used = wire.NewOpener("", wire.Keys{}), make(map[wire.Stamp]bool)

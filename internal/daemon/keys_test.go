@@ -227,7 +227,7 @@ func TestNothingRecordedCountsTwice(t *testing.T) {
 			// To one that was started anew, or has forgotten all, with the hellos and what was
 			// never heard.
 			k.d.out.end(time.Now())
-			k.d.out.begin(k.l)
+			k.d.out.begin(k.l, false)
 			taken = k.numbered(cluster.Taken)
 			for _, b := range append(tape, lost, p.data(udp(1001, 300_000))) {
 				if k.hear(b, sender) {

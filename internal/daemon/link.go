@@ -274,9 +274,9 @@ func (d *Daemon) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for l != nil {
+	for kept := l != nil && d.wasKept(l); l != nil; kept = false {
 		began := time.Now()
-		d.out.begin(l)
+		d.out.begin(l, kept)
 		d.link.Store(l)
 		d.about[theInstance].Info("in service", "instance", d.fixed.Instance, "module", l.Module().Version,
 			"wire", l.wire, "pool6", l.pool6, "masquerades", l.policy.Load().Masquerades())
@@ -292,6 +292,11 @@ func (d *Daemon) serve(ctx context.Context) error {
 		d.repairs.owe("the daemon began to serve the instance")
 
 		err := d.follow(ctx, l)
+		if ctx.Err() != nil {
+			d.leaveNote(l)
+		} else { // the instance has gone
+			d.dropNote()
+		}
 		d.link.Store(nil)
 		d.out.end(time.Now())
 		d.settle(l)
@@ -428,6 +433,7 @@ func (d *Daemon) poll(ctx context.Context, l *link) error {
 			d.limit.Warn("cannot read the instance's settings", "instance", d.fixed.Instance, "err", err)
 		}
 		d.out.expire(now)
+		d.leaveNote(l)
 	}
 }
 

@@ -183,8 +183,9 @@ func newOutlet(d *Daemon) *outlet {
 	return o
 }
 
-// begin makes the outlet l's. What was known of another instance is forgotten.
-func (o *outlet) begin(l *link) {
+// begin makes the outlet l's. What was known of another instance is forgotten. kept
+// is whether its table is one that was in sync just now.
+func (o *outlet) begin(l *link, kept bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.follow(l)
@@ -192,7 +193,7 @@ func (o *outlet) begin(l *link) {
 	o.encoding, o.pool6 = l.wire, l.pool6
 	o.describe(l)
 	o.resizeLocked(o.d.maxPayload())
-	o.enter(false, time.Now())
+	o.enter(kept, time.Now())
 }
 
 // end sends what waits and forgets the instance.

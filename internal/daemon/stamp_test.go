@@ -182,7 +182,7 @@ func stampDecides(t *testing.T) {
 		d.fixed.Cluster = "blue"
 		d.signer = wire.NewSigner("blue", wire.Keys{}, false, nil)
 		d.out.end(time.Now())
-		d.out.begin(l)
+		d.out.begin(l, false)
 		in := newIntake(d)
 		known := c.verdict == wire.Intact && c.taken
 		if known {
