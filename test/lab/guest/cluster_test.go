@@ -280,6 +280,9 @@ func TestClusterAReturningMasterTakesTheAddressesOnlyWhenItIsFull(t *testing.T) 
 				return
 			}
 			l.stays(l.K, "J has no daemon")
+			k.Kill()
+			l.stays(l.K, "neither node has a daemon")
+			k = l.K.StartDaemon(Ours, SyncGroup6)
 			j = l.J.StartDaemon(Ours, SyncGroup6)
 			if missing := Missing(all, l.J.AtTakeover()); missing > 0 {
 				t.Errorf("J lacks %d sessions of %d at its takeover", missing, len(all))
