@@ -181,7 +181,9 @@ const cleanSlate = `
 		pids=$(ip netns pids $ns)
 		[ -z "$pids" ] || kill -9 $pids
 		ip netns exec $ns jool instance flush 2>/dev/null || true
-		[ ! -e /run/mnt-$ns ] || { umount /run/mnt-$ns; rm /run/mnt-$ns; }
+		for file in /run/mnt-$ns /run/uts-$ns; do
+			[ ! -e $file ] || { umount $file; rm $file; }
+		done
 		ip netns del $ns
 	done
 	i=0
@@ -251,8 +253,9 @@ func (l *Lab) settle(n *Node, p place) {
 	var s strings.Builder
 	// The namespaces are made once and entered by every command, so that a node's processes share one /run.
 	fmt.Fprintf(&s, `ip netns add %[1]s
-		touch /run/mnt-%[1]s
-		nsenter -n/run/netns/%[1]s unshare --mount=/run/mnt-%[1]s --propagation private sh -euc '
+		touch /run/mnt-%[1]s /run/uts-%[1]s
+		nsenter -n/run/netns/%[1]s unshare --mount=/run/mnt-%[1]s --uts=/run/uts-%[1]s --propagation private sh -euc '
+			echo %[1]s >/proc/sys/kernel/hostname
 			for dir in /run /etc/keepalived /etc/joold; do mount -t tmpfs node $dir; done
 			mount -t sysfs sys /sys
 			sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0

@@ -21,7 +21,7 @@ type Node struct {
 
 // inside is the command that runs args in the node.
 func (n *Node) inside(args []string) []string {
-	return append([]string{"nsenter", "-n/run/netns/" + n.Name, "-m/run/mnt-" + n.Name}, args...)
+	return append([]string{"nsenter", "-n/run/netns/" + n.Name, "-m/run/mnt-" + n.Name, "-u/run/uts-" + n.Name}, args...)
 }
 
 // Try runs a program in the node to its end; the error carries what it wrote to standard error.

@@ -99,7 +99,7 @@ func shell([]string) error {
 	for _, name := range []string{"J", "K", "n6", "n4"} {
 		script := fmt.Sprintf(`#!/bin/sh
 [ $# -gt 0 ] || set -- bash --norc
-PS1='%[1]s:\w\$ ' exec nsenter -n/run/netns/%[1]s -m/run/mnt-%[1]s "$@"
+PS1='%[1]s:\w\$ ' exec nsenter -n/run/netns/%[1]s -m/run/mnt-%[1]s -u/run/uts-%[1]s "$@"
 `, name)
 		if err := os.WriteFile("/usr/bin/"+name, []byte(script), 0o755); err != nil {
 			return err
