@@ -113,18 +113,25 @@ func (n *Node) meet(p *peer, h *hello) {
 func (n *Node) begin(p *peer, number uint64) {
 	if number = max(number, 1); n.quest == nil && n.state.wants || number == 1 {
 		p.window.Expect(number)
-		p.settle(wire.Range{First: 0, Last: number - 1})
+		p.skip(number - 1)
 		return
 	}
 	if number > ringSpan/2 {
 		p.window.Expect(number)
-		p.settle(wire.Range{First: 0, Last: number - 1})
+		p.skip(number - 1)
 		n.want("it has met a node that was there for long")
 		return
 	}
 	p.window.Expect(1)
 	p.window.Advance(number - 1)
 	p.hole(number-1, n.now)
+}
+
+// skip says that the numbers up to last are not for this node.
+func (p *peer) skip(last uint64) {
+	repaired := p.counts.Repaired
+	p.settle(wire.Range{First: 0, Last: last})
+	p.counts.Repaired = repaired
 }
 
 // sent takes p's word for it that all numbers up to last have been sent.

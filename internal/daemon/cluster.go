@@ -57,6 +57,7 @@ type member struct {
 // table is one that was in sync just now.
 func (o *outlet) enter(kept bool, now time.Time) {
 	m := &o.member
+	clear(o.standing.known) // who is met will be met anew
 	o.d.signer.Renew()
 	m.config.Epoch, m.config.Keyed, m.config.Kept = o.d.signer.Epoch(), o.d.live.Load().Keys.Signing(), kept
 	m.Node, m.asleep = cluster.New(m.config, host{o}, now), o.asleep()

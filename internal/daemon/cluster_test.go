@@ -234,6 +234,9 @@ func TestWhatIsLostOnItsWayIsAskedForAndComes(t *testing.T) {
 				j, k := e.start(t, conf), e.start(t, conf)
 				j.state("synced")
 				k.state("synced")
+				if n := k.says().Nodes[0]; n.Repaired != 0 {
+					t.Errorf("made up for before anything was lost: %+v", n)
+				}
 				e.set(func() { e.loss = c.loss })
 				ss := some(1, 4000)
 				j.announce(ss)
