@@ -92,7 +92,7 @@ type Table struct {
 
 	doubtFrom, doubtTill int64 // see Doubt
 
-	digest session.Digest // of what is remembered
+	digest session.Digest // of what peers know
 	taken  []session.Ref  // see Taken
 
 	counts TableCounts
@@ -213,7 +213,7 @@ func (t *Table) observe(s *session.Session, g *guess, now int64) {
 		}
 	}
 	r := t.at(slot)
-	t.become(r, kindOf(s))
+	r.here = kindOf(s)
 	r.dies.set(now + int64(s.Expiration))
 	r.announced.set(now)
 	r.from = 0
@@ -323,7 +323,7 @@ func (t *Table) Take(dst []session.Session, most int, now time.Time) []session.S
 		alive := r.dies.get() > ms
 		if alive {
 			dst = append(dst, r.asOf(ms))
-			r.share(r.here, r.dies.get(), ms)
+			t.share(r, r.here, r.dies.get(), ms)
 			taken++
 		} else {
 			t.counts.Died++
@@ -359,14 +359,14 @@ func (r *record) asOf(now int64) session.Session {
 }
 
 // share notes what peers know from now on.
-func (r *record) share(k kind, dies, now int64) {
+func (t *Table) share(r *record, k kind, dies, now int64) {
 	step := uint(0)
 	if r.there == k && r.known.get() > now {
 		step = min(r.step()+1, maxStep)
 	}
 	r.flags &^= lacking
 	r.setStep(step)
-	r.there = k
+	t.tell(r, k)
 	r.known.set(dies)
 	r.shared.set(now)
 }
@@ -387,7 +387,7 @@ func (t *Table) Unsent(s []session.Session, retry bool) {
 				continue
 			}
 			r := t.at(slot)
-			t.become(r, kindOf(&s[i]))
+			r.here = kindOf(&s[i])
 			r.dies.set(t.now + int64(s[i].Expiration))
 		}
 		r := t.at(slot)
@@ -486,7 +486,7 @@ func (t *Table) Learn(s *session.Session, now time.Time) {
 		return
 	}
 	r := t.at(slot)
-	t.become(r, kindOf(s))
+	r.here = kindOf(s)
 	r.dies.set(ms + int64(s.Expiration))
 }
 
@@ -521,7 +521,7 @@ func (t *Table) read(r *record, s *session.Session, now int64) {
 	if r.from != 0 && r.shared.get() >= now-inbox && dies-here.timeout <= r.dies.get()-there.timeout {
 		return
 	}
-	t.become(r, k)
+	r.here = k
 	r.dies.set(dies)
 }
 
@@ -557,14 +557,14 @@ func (t *Table) Sweep(dst, from []session.Session, base, begun time.Time, all bo
 		}
 		r := t.at(slot)
 		if r.waits == 0 && r.announced.get() < read && r.shared.get() < read {
-			t.become(r, kindOf(s))
+			r.here = kindOf(s)
 			r.dies.set(dies)
 		}
 		due := r.dies.get() > ms && (all && r.shared.get() <= since || t.lacks(r))
 		if due {
 			t.unqueue(slot)
 			dst = append(dst, r.asOf(ms))
-			r.share(r.here, r.dies.get(), ms)
+			t.share(r, r.here, r.dies.get(), ms)
 			taken++
 		}
 		t.settle(slot)
@@ -673,7 +673,7 @@ func (t *Table) judge(src *Source, s *session.Session, now int64) (Verdict, BIB)
 		r := t.at(slot)
 		if v := t.compare(r, src, kind, dies, now); v != Inject {
 			if v == Known {
-				r.share(kind, max(dies, r.knownAs(kind)), now)
+				t.share(r, kind, max(dies, r.knownAs(kind)), now)
 				if !src.SecondHand {
 					r.attribute(src)
 				}
@@ -711,8 +711,8 @@ func (t *Table) judge(src *Source, s *session.Session, now int64) (Verdict, BIB)
 		r.announced.set(0)
 		r.seen = t.sweep + 1 // a sweep that begins now may be over before this is injected
 	}
-	r.share(kind, dies, now)
-	t.become(r, kind)
+	t.share(r, kind, dies, now)
+	r.here = kind
 	r.attribute(src)
 	r.dies.set(dies)
 	t.unqueue(slot) // this is newer

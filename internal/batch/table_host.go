@@ -61,9 +61,10 @@ func (t *Table) Untold(ref session.Ref) bool {
 }
 
 // Scan goes through some of the sessions that follow the reference at, and appends
-// to refs those in the chosen buckets, as long as it has room. It returns where to
-// go on: 0 after the last, as before the first. What is remembered from the first
-// call to the last is come by.
+// to refs those in the chosen buckets of the Digest, as long as it has room; of all
+// buckets, also those that are in none yet. It returns where to go on: 0 after the
+// last, as before the first. What is remembered from the first call to the last is
+// come by.
 func (t *Table) Scan(refs []session.Ref, at session.Ref, chosen *session.Buckets) (_ []session.Ref, next session.Ref) {
 	all := *chosen == session.AllBuckets
 	for range scanSlots {
@@ -74,33 +75,34 @@ func (t *Table) Scan(refs []session.Ref, at session.Ref, chosen *session.Buckets
 			return refs, 0
 		}
 		r := t.remembered(at)
-		if r != nil && (all || chosen.Has(session.BucketOf(r.hash()))) {
+		if r != nil && (all || r.there != nothing && chosen.Has(session.BucketOf(r.hash()))) {
 			refs = append(refs, at)
 		}
 	}
 	return refs, at
 }
 
-// Digest is that of all sessions which are in the table. It is the Table's, and
-// changes with it.
+// Digest is that of all sessions in the table that peers know, as they know them:
+// so two nodes that have heard all that each other sent have the same, though
+// something may wait to be sent. It is the Table's, and changes with it.
 func (t *Table) Digest() *session.Digest { return &t.digest }
 
-// become says what kind of session this kernel has from now on.
-func (t *Table) become(r *record, k kind) {
-	if r.here == k {
+// tell says what kind of session peers know from now on.
+func (t *Table) tell(r *record, k kind) {
+	if r.there == k {
 		return
 	}
-	if r.here != nothing {
+	if r.there != nothing {
 		t.digest.Remove(r.hash())
 	}
-	if r.here = k; k != nothing {
+	if r.there = k; k != nothing {
 		t.digest.Add(r.hash())
 	}
 }
 
-// hash is that by which nodes compare what they have.
+// hash is that by which nodes compare what they have been told.
 func (r *record) hash() uint64 {
 	s := r.session()
-	s.State, s.Timer = r.here.state(), r.here.timer()
+	s.State, s.Timer = r.there.state(), r.there.timer()
 	return s.Hash()
 }

@@ -25,7 +25,7 @@ func (i *instant) set(ms int64) {
 // kind is a session's state and timer.
 type kind uint8
 
-// nothing is the kind of a session that peers do not know, or the kernel.
+// nothing is the kind of a session that peers do not know.
 const nothing kind = 0xff
 
 func kindOf(s *session.Session) kind { return kind(s.State&7)<<2 | kind(s.Timer&3) }
@@ -178,7 +178,7 @@ func (t *Table) insert(k *key, h uint64) uint32 {
 		t.top++
 	}
 	r := t.at(slot)
-	*r = record{key: *k, here: nothing, there: nothing, flags: inUse | secondHand, seen: t.sweep}
+	*r = record{key: *k, there: nothing, flags: inUse | secondHand, seen: t.sweep}
 	t.records++
 	if !t.sessions.put(h, slot, t.rehash) {
 		t.release(slot)
@@ -223,7 +223,7 @@ func (t *Table) enterRing(slot uint32) bool {
 func (t *Table) forget(slot uint32) {
 	r := t.at(slot)
 	t.unqueue(slot)
-	t.become(r, nothing)
+	t.tell(r, nothing)
 	hm, hn := t.secret.hashMask(&r.key), t.secret.hashNode(&r.key)
 	if n := *t.ring(slot); n.next == slot {
 		t.masks.remove(hm, slot, t.rehashMask)
