@@ -23,7 +23,7 @@ func TestTheMedianOfAllRoundsIsComparedWithItsTarget(t *testing.T) {
 	var out strings.Builder
 	tell(&out, figures)
 	for _, line := range []string{
-		"| 4.1.15 | new | ours | datagrams | 0.8 | times C | 1 | reached |",
+		"| 4.1.15 | new | ours | datagrams | 0.8 | times C | 1.05 | reached |",
 		"| 4.1.15 | new | ours | CPU of both | 1.67 | times C | 1 | **missed** |",
 		"| 4.1.15 | new | ours | sessions that are not at the peer | 0 |  | 0 | reached |",
 		"| 4.1.15 | ours | 3 | 2.0 | 5 | 0 | 0 | 800 | 0 | 9 of 9 | 200 + 50 | 0 + 0 | 0 + 0 | 0.0, 0.0 |",
