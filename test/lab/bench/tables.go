@@ -63,6 +63,7 @@ var targets = []struct {
 	{"new", ours, missing, 0, ""},
 	{"new", ours, datagrams, 36. / 35 * 1.02, c}, // with a stamp 35 entries fit where C has 36; and hellos
 	{"new", ours, processor, 1, c},
+	{"new", keyed, processor, 1.1, ours},
 	{"advertise", ours, missing, 0, ""},
 	{"advertise", ours, arrived, 1, c},
 	{"advertise-big", ours, missing, 0, ""},
@@ -76,6 +77,7 @@ const (
 	c     = "C"
 	ours  = "ours"
 	often = "ours, C nodes listen"
+	keyed = "ours, encrypted"
 )
 
 // tell writes what was measured: the targets, then a table for each workload. Of several rounds it tells the median.

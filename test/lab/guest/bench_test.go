@@ -21,6 +21,9 @@ var (
 	oursKeep  = named("ours, ss-capacity kept", Ours.With("--mod.capacity", "keep"))
 )
 
+// oursKeyed gets a key before each round, and encrypts with it.
+var oursKeyed = named("ours, encrypted", Ours)
+
 func named(name string, d Daemon) Daemon {
 	d.Name = name
 	return d
@@ -36,6 +39,9 @@ func rounds(t *testing.T, n int, workload string, daemons []Daemon, f func(*Benc
 		for _, d := range daemons {
 			t.Run(d.Name, func(t *testing.T) {
 				l.Part(t, Config{})
+				if d.Name == oursKeyed.Name {
+					d = named(d.Name, d.With(l.Key()...))
+				}
 				f(l.Bench(workload, d.Name, d, d), d)
 			})
 		}
@@ -61,7 +67,7 @@ func TestBenchSteadyTrafficLater(t *testing.T) {
 }
 
 func TestBenchNewFlows(t *testing.T) {
-	rounds(t, 3, "new", []Daemon{C, Ours}, func(b *Bench, _ Daemon) {
+	rounds(t, 3, "new", []Daemon{C, Ours, oursKeyed}, func(b *Bench, _ Daemon) {
 		b.Measure(func() (int, time.Duration) { return 40_000, b.Packets(40_000, 40_000, perSecond) })
 	})
 }
