@@ -41,16 +41,17 @@ func (s *standing) look(n *cluster.Node, now time.Time) {
 	if !s.told || status.State != s.last {
 		s.say(status.State, status.Why)
 	}
-	met := make(map[wire.Epoch]bool, len(status.Peers))
+	met, live := make(map[wire.Epoch]bool, len(status.Peers)), make(map[string]bool)
 	for i := range status.Peers {
 		if p := &status.Peers[i]; p.Fresh {
 			met[p.Epoch] = true
+			live[p.Name] = live[p.Name] || p.Live
 			s.meet(p)
 		}
 	}
 	for e, a := range s.known {
 		if !met[e] {
-			if a.live {
+			if a.live && !live[a.name] { // else it was started anew
 				s.nodes.Warn("another node is silent: it is down, or not reached, or a switch snoops IGMP or MLD and nobody queries", "node", a.name)
 			}
 			delete(s.known, e)
