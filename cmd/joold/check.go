@@ -77,6 +77,8 @@ func check(ctx context.Context, e *env, cl *config.Client, want checks) error {
 		return found(exitNoDaemon, "no daemon: %v", err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return found(exitNoDaemon, "no answer from the daemon within %v", want.timeout)
+	case errors.Is(err, control.ErrNoAnswer):
+		return found(exitNoDaemon, "%v", err)
 	case err != nil:
 		return err
 	case s == nil:
@@ -96,8 +98,13 @@ func (want checks) judge(s *control.Status) (said string, err error) {
 	if why := cmp.Or(s.Instance.WaitingFor, s.Network.WaitingFor); why != "" || c == nil {
 		return "", found(exitNoService, "not in service: %s", cmp.Or(why, "the instance is away"))
 	}
+	if !s.Instance.SyncEnabled {
+		return "", found(exitNoInstance, "session synchronization is off in the instance: `jool -i %s global update ss-enabled true`", s.Instance.Name)
+	}
 	var unlike []string
+	accompanied := false
 	for _, n := range c.Nodes {
+		accompanied = accompanied || n.Live
 		if n.Live && len(n.Unlike) > 0 {
 			unlike = append(unlike, n.Name+": "+strings.Join(n.Unlike, "; "))
 		}
@@ -108,8 +115,8 @@ func (want checks) judge(s *control.Status) (said string, err error) {
 	}
 	lag := time.Duration(c.Lag * float64(time.Second))
 	switch {
-	case c.State == "syncing":
-		return "", found(exitSyncing, "syncing: %s%s", c.Why, warning)
+	case c.State == "syncing", c.State != "synced" && accompanied: // which gave up waiting for the others
+		return "", found(exitSyncing, "%s: %s%s", c.State, c.Why, warning)
 	case c.State != "synced" && !want.alone:
 		return "", found(exitAlone, "%s: %s%s", c.State, c.Why, warning)
 	case want.strict && warning != "":

@@ -13,11 +13,15 @@ import (
 func TestACheckTellsByItsStatusHowANodeStands(t *testing.T) {
 	with := func(change func(*control.Status)) *control.Status {
 		s := sampleStatus()
+		s.Instance.SyncEnabled = true
 		s.Cluster = &control.Cluster{Node: "K", State: "synced", Why: "it has all that J has", Sessions: 7, Nodes: []control.Node{{Name: "J", Live: true}}}
 		change(s)
 		return s
 	}
-	alone := with(func(s *control.Status) { s.Cluster.State, s.Cluster.Why = "gave up", "no other node answers" })
+	alone := with(func(s *control.Status) {
+		s.Cluster.State, s.Cluster.Why, s.Cluster.Nodes[0].Live = "gave up", "no other node answers", false
+	})
+	kept := with(func(s *control.Status) { s.Cluster.State, s.Cluster.Why = "gave up", "no other node gives a copy" })
 	lags := with(func(s *control.Status) { s.Cluster.Lag = 2.5 })
 	unlike := with(func(s *control.Status) { s.Cluster.Nodes[0].Unlike = []string{"timeouts: udp 1m0s"} })
 	for _, c := range []struct {
@@ -33,6 +37,8 @@ func TestACheckTellsByItsStatusHowANodeStands(t *testing.T) {
 		{with(func(s *control.Status) { s.Instance.WaitingFor = "no instance" }), "--allow-alone", exitNoService, "not in service: no instance"},
 		{with(func(s *control.Status) { s.Network.WaitingFor = "no interface" }), "", exitNoService, "not in service: no interface"},
 		{with(func(s *control.Status) { s.Cluster = nil }), "", exitNoService, "not in service: the instance is away"},
+		{kept, "--allow-alone", exitSyncing, "gave up: no other node gives a copy"},
+		{with(func(s *control.Status) { s.Instance.SyncEnabled = false }), "", exitNoInstance, "session synchronization is off"},
 		{lags, "", exitOK, "synced"},
 		{lags, "--max-lag 3s", exitOK, "synced"},
 		{lags, "--max-lag 2s", exitLag, "missing for 2.5s"},

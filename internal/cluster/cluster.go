@@ -71,6 +71,7 @@ type Config struct {
 	Entry    int              // bytes of an entry
 	Parts    Configuration    // what should be equal on all nodes
 	Random   func([]byte)     // fills its argument with random bytes
+	Met      uint32           // how many runs of others were told apart before, by Nodes for the same Host
 }
 
 // State is whether a node has what there is to have.
@@ -179,7 +180,7 @@ func New(c Config, h Host, now time.Time) *Node {
 	c.Random(seed[:])
 	n := &Node{
 		host: h, rand: rand.New(rand.NewChaCha8(seed)), now: now,
-		peers: make(map[wire.Epoch]*peer), ring: newRing(),
+		peers: make(map[wire.Epoch]*peer), numbers: c.Met, ring: newRing(),
 	}
 	n.budget.control = controlRate.full(now)
 	n.budget.repair = repairRate.full(now)
@@ -448,6 +449,9 @@ func (n *Node) heard(p *peer, k kind, b []byte) {
 		n.counts.Unread++
 	}
 }
+
+// Met is how many runs of others there have been so far.
+func (n *Node) Met() uint32 { return n.numbers }
 
 // Accompanied tells whether another node takes part.
 func (n *Node) Accompanied() bool { return slices.ContainsFunc(n.order, n.live) }

@@ -76,6 +76,9 @@ const (
 // ErrNoDaemon is returned when nobody serves the socket.
 var ErrNoDaemon = errors.New("no joold daemon is running")
 
+// ErrNoAnswer is of a daemon that hung up, as when it ends.
+var ErrNoAnswer = errors.New("the daemon ended without an answer")
+
 // ErrInUse is returned when another daemon serves the socket.
 var ErrInUse = errors.New("another joold daemon is running")
 
@@ -339,7 +342,7 @@ func Call(ctx context.Context, path string, r Request, each func(Reply) error) e
 		case err == io.EOF && answered:
 			return nil
 		case err == io.EOF:
-			return fmt.Errorf("control socket %s: the daemon ended without an answer", path)
+			return fmt.Errorf("control socket %s: %w", path, ErrNoAnswer)
 		case err != nil:
 			return fmt.Errorf("control socket %s: %w", path, err)
 		case reply.Error != "":

@@ -58,6 +58,9 @@ type member struct {
 func (o *outlet) enter(kept bool, now time.Time) {
 	m := &o.member
 	clear(o.standing.known) // who is met will be met anew
+	if m.Node != nil {      // the table stays, and with it what it knows of whose word it has
+		m.config.Met = m.Met()
+	}
 	o.d.signer.Renew()
 	m.config.Epoch, m.config.Keyed, m.config.Kept = o.d.signer.Epoch(), o.d.live.Load().Keys.Signing(), kept
 	m.Node, m.asleep = cluster.New(m.config, host{o}, now), o.asleep()

@@ -206,3 +206,18 @@ func stampDecides(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatIsNotStampedIsNotTakenFromWhoSpeaksToThisNodeAlone(t *testing.T) {
+	d, l, in, _ := between(t)
+	for _, payload := range [][]byte{encode(session.Enc4113, wkp, udp(1, 300_000)), append(encode(session.Enc4113, wkp, udp(2, 300_000)), 0, 0, 0, 0, 1)} {
+		for _, alone := range []bool{true, false} {
+			in.accept(l, &mcast.Datagram{Payload: slices.Clone(payload), From: sender, Alone: alone}, time.Now())
+			if taken := len(l.inbox.Take(nil, time.Now())) == 1; taken == alone {
+				t.Errorf("alone %v: taken %v", alone, taken)
+			}
+		}
+	}
+	if n := d.status(time.Now()).Net.Unheard; n["unstamped"] != 1 || n["trailing"] != 1 {
+		t.Errorf("counted %v", n)
+	}
+}

@@ -53,7 +53,7 @@ func (s *stamps) open(l *link, dg *mcast.Datagram, now time.Time) (h heard, ok b
 	var verdict wire.Verdict
 	s.opened, verdict = s.opener.Open(dg.Payload, now)
 	d.count.stamps[verdict].Add(1)
-	if !s.hears(verdict, from) {
+	if !s.hears(verdict, from, dg.Alone) {
 		d.count.unheard[verdict].Add(1)
 		s.sayUnheard(verdict, dg.From)
 		return h, false
@@ -111,15 +111,19 @@ func (s *stamps) meet(l *link, verdict wire.Verdict, from netip.AddrPort, now ti
 
 // hears tells whether what was found about a datagram from there lets it in.
 // Without a key a stamp counts, and keeps out only what is not for this node.
-func (s *stamps) hears(verdict wire.Verdict, from netip.Addr) bool {
+// C nodes speak to the group only: what comes to this node alone, as from beyond a
+// router, and is not stamped, is of none of them.
+func (s *stamps) hears(verdict wire.Verdict, from netip.Addr, alone bool) bool {
 	switch verdict {
 	case wire.Intact, wire.Proven:
 		return true
 	case wire.Unstamped:
-		return !s.cfg.Keys.Signing() || s.believes(from)
+		return !alone && (!s.cfg.Keys.Signing() || s.believes(from))
 	case wire.Unsigned:
 		return s.believes(from)
-	case wire.Trailing, wire.OtherVersion, wire.OtherKey:
+	case wire.Trailing:
+		return !alone && !s.cfg.Keys.Signing()
+	case wire.OtherVersion, wire.OtherKey:
 		return !s.cfg.Keys.Signing()
 	}
 	return false

@@ -39,7 +39,7 @@ func (s *standing) look(n *cluster.Node, now time.Time) {
 	s.at = now
 	status := n.Status()
 	if !s.told || status.State != s.last {
-		s.say(status.State, status.Why)
+		s.say(&status)
 	}
 	met, live := make(map[wire.Epoch]bool, len(status.Peers)), make(map[string]bool)
 	for i := range status.Peers {
@@ -59,16 +59,18 @@ func (s *standing) look(n *cluster.Node, now time.Time) {
 	}
 }
 
-func (s *standing) say(state cluster.State, why string) {
+func (s *standing) say(n *cluster.Status) {
 	switch {
-	case state == cluster.Synced:
-		s.state.Info("in sync with the other nodes", "because", why)
-	case state == cluster.GaveUp:
-		s.state.Info("there is no other node of joold to be in sync with", "because", why)
+	case n.State == cluster.Synced:
+		s.state.Info("in sync with the other nodes", "because", n.Why)
+	case n.State == cluster.GaveUp && slices.ContainsFunc(n.Peers, func(p cluster.PeerStatus) bool { return p.Live }):
+		s.state.Warn("no other node gives this one its sessions", "because", n.Why)
+	case n.State == cluster.GaveUp:
+		s.state.Info("there is no other node of joold to be in sync with", "because", n.Why)
 	case s.told && s.last == cluster.Synced:
-		s.state.Info("not in sync with the other nodes", "because", why)
+		s.state.Info("not in sync with the other nodes", "because", n.Why)
 	}
-	s.last, s.told = state, true
+	s.last, s.told = n.State, true
 }
 
 // meet tells of another node's run.

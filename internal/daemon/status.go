@@ -76,9 +76,12 @@ func (d *Daemon) status(now time.Time) control.Status {
 		local := group.Local()
 		s.Network = control.Network{
 			WaitingFor: s.Network.WaitingFor,
-			Group:      shownGroup(local.Group), In: local.In, Out: local.Out, Source: local.Source.String(), Port: local.Port,
+			Group:      shownGroup(local.Group), In: local.In, Out: local.Out, Port: local.Port,
 			MTU: local.MTU, MaxPayload: group.MaxPayload(),
 			ReadBuffer: local.ReadBuffer, WriteBuffer: local.WriteBuffer,
+		}
+		if local.Source.IsValid() {
+			s.Network.Source = local.Source.String()
 		}
 		for _, l := range local.Links {
 			link := control.Link{In: l.In, Out: l.Out, Carrier: l.Carrier, Failed: l.Failed, MTU: l.MTU}

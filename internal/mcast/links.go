@@ -172,13 +172,11 @@ func (l *Links) each(send func(one *link, c *Conn, wait bool) error) error {
 		return &Error{Op: "send to", Group: l.links[0].cfg.Group, Err: net.ErrClosed}
 	}
 	sent := false
-	var failed, tooBig error
+	var shut, failed, tooBig error // the first of those that are not open, and of those that are
 	var full *link
 	for _, one := range l.links {
 		if one.conn == nil {
-			if failed == nil {
-				failed = one.away
-			}
+			shut = cmp.Or(shut, one.away)
 			one.failed.Add(1)
 			continue
 		}
@@ -207,7 +205,7 @@ func (l *Links) each(send func(one *link, c *Conn, wait bool) error) error {
 	case full != nil:
 		return send(full, full.conn, true)
 	}
-	return failed
+	return cmp.Or(failed, shut)
 }
 
 // MaxPayload is the number of bytes that a datagram may hold on each link that can be
