@@ -263,6 +263,7 @@ func (p *Peers) openGroup(cfg Config) error {
 	}
 	c := &Conn{group: netip.AddrPortFrom(cfg.Group.Addr().Unmap(), cfg.Group.Port()), inlets: p.inlets, shared: true, beside: true}
 	p.group = c
+	cfg.NoReuse = false // the port is this node's already, and nobody else gets it
 	return c.open(cfg)
 }
 

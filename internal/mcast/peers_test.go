@@ -370,3 +370,16 @@ func TestAFullSendBufferIsWaitedForOnceForAllPeers(t *testing.T) {
 		}
 	}
 }
+
+// The C daemon's "reuseaddr": 0 is about others, not about this node's own sockets.
+func TestPeersAreSpokenToBesideAGroupThatIsNotShared(t *testing.T) {
+	n := nstest.New(t)
+	nstest.Veth(n, "eth2", nstest.New(t), "eth2")
+	n.Address("eth2", "192.0.2.4/24")
+	cfg := Config{Group: netip.MustParseAddrPort("239.1.2.3:6400"), In: "eth2", Out: "eth2", TTL: 1, NoReuse: true}
+	if p, err := tryPeers(n, cfg, "192.0.2.5:6400"); err != nil {
+		t.Error(err)
+	} else {
+		p.Close()
+	}
+}
