@@ -13,7 +13,7 @@ import (
 
 func TestAWatchedStatusIsShownInItsPlace(t *testing.T) {
 	var b bytes.Buffer
-	s := screen{w: &b, terminal: true}
+	s := screen{w: &b, size: func() (int, int) { return 0, 0 }}
 	s.show("one\ntwo\n")
 	s.show("three\n")
 	if want := "\x1b[2J\x1b[Hone\x1b[K\ntwo\x1b[K\n\x1b[J" + "\x1b[Hthree\x1b[K\n\x1b[J"; b.String() != want {
@@ -25,6 +25,40 @@ func TestAWatchedStatusIsShownInItsPlace(t *testing.T) {
 	s.show("two\n")
 	if b.String() != "one\n\ntwo\n" {
 		t.Errorf("a file gets %q", b.String())
+	}
+}
+
+func TestAWatchedStatusNeverScrollsTheTerminal(t *testing.T) {
+	const text = "one\ntwo\nthree\nfour\n"
+	for _, c := range []struct {
+		rows, columns int
+		want          string
+	}{
+		{5, 80, text},
+		{4, 80, "one\ntwo\n(2 more lines)\n"},
+		{2, 80, "(4 more lines)\n"},
+		{5, 6, text},
+		{5, 5, "one\ntwo\nthre\nfour\n"},
+		{5, 4, "one\ntwo\nthr\nfou\n"},
+		{1, 80, text},
+		{0, 0, text},
+	} {
+		if got := fit(text, c.rows, c.columns); got != c.want {
+			t.Errorf("%d rows of %d: %q, want %q", c.rows, c.columns, got, c.want)
+		}
+	}
+	if got := fit("ñandú\n", 5, 5); got != "ñand\n" {
+		t.Errorf("what is not ASCII: %q", got)
+	}
+	size := 4
+	var b bytes.Buffer
+	s := screen{w: &b, size: func() (int, int) { return size, 80 }}
+	s.show(text)
+	size = 5 // as it is at each look
+	b.Reset()
+	s.show(text)
+	if !strings.Contains(b.String(), "four") {
+		t.Errorf("a larger window shows %q", b.String())
 	}
 }
 
