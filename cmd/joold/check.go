@@ -15,8 +15,8 @@ import (
 )
 
 // checkTime is how long a daemon may take to answer a check: less than keepalived
-// waits for a script that it runs every 2 s.
-const checkTime = 1500 * time.Millisecond
+// waits for a script that it runs each second, as it does by itself.
+const checkTime = 900 * time.Millisecond
 
 func checkCommand() *command {
 	return &command{
