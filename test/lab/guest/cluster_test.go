@@ -194,7 +194,7 @@ func TestClusterACNodeAmongThemIsNotDisturbed(t *testing.T) {
 	if text := c.complaints(before); text != "" {
 		t.Errorf("the C daemon has written:\n%s", text)
 	}
-	if log := l.script(local{}, "dmesg -c"); log != "" {
+	if log := ofJool(l.script(local{}, "dmesg -c")); log != "" {
 		t.Errorf("in the kernel's log:\n%s", log)
 	}
 	l.Lives(j, k, c)

@@ -34,7 +34,7 @@ func TestHostileDatagramsPutNothingIntoTheKernel(t *testing.T) {
 	for _, s := range table {
 		t.Errorf("in the kernel: %v", s)
 	}
-	if log := l.script(l.J.machine, "dmesg -c"); log != "" {
+	if log := ofJool(l.script(l.J.machine, "dmesg -c")); log != "" {
 		t.Errorf("in the kernel's log:\n%s", log)
 	}
 	l.Lives(p)

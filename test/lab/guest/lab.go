@@ -211,6 +211,17 @@ func (l *Lab) end() {
 	}
 }
 
+// ofJool is what Jool has written in a kernel's log. An emulated machine's clock has words of its own.
+func ofJool(log string) string {
+	var b strings.Builder
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, "Jool") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
 func traces(log string) []string {
 	var traces []string
 	lines := strings.Split(log, "\n")

@@ -36,3 +36,17 @@ func TestCBaselineAStackTraceInTheKernelsLogFailsAScenario(t *testing.T) {
 		}
 	}
 }
+
+func TestCBaselineWhatJoolWritesIsToldFromWhatTheMachineWrites(t *testing.T) {
+	l := New(t, Config{})
+	l.script(local{}, "dmesg -c")
+	for _, line := range []string{"hrtimer: interrupt took 10316077 ns", "Jool ERROR (f): made up", "Jool: made up, too"} {
+		if err := os.WriteFile("/dev/kmsg", []byte("<4>"+line+"\n"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	log := ofJool(l.script(local{}, "dmesg -c"))
+	if strings.Count(log, "\n") != 2 || strings.Count(log, "made up") != 2 {
+		t.Errorf("of Jool:\n%s", log)
+	}
+}
