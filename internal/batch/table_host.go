@@ -61,25 +61,25 @@ func (t *Table) Untold(ref session.Ref) bool {
 }
 
 // Scan goes through some of the sessions that follow the reference at, and appends
-// to refs those in the chosen buckets of the Digest, as long as it has room; of all
+// to found those in the chosen buckets of the Digest, as long as it has room; of all
 // buckets, also those that are in none yet. It returns where to go on: 0 after the
 // last, as before the first. What is remembered from the first call to the last is
 // come by.
-func (t *Table) Scan(refs []session.Ref, at session.Ref, chosen *session.Buckets) (_ []session.Ref, next session.Ref) {
+func (t *Table) Scan(found []session.Placed, at session.Ref, chosen *session.Buckets) (_ []session.Placed, next session.Ref) {
 	all := *chosen == session.AllBuckets
 	for range scanSlots {
-		if len(refs) == cap(refs) {
-			return refs, at
+		if len(found) == cap(found) {
+			return found, at
 		}
 		if at++; uint32(at) >= t.top {
-			return refs, 0
+			return found, 0
 		}
 		r := t.remembered(at)
 		if r != nil && (all || r.there != nothing && chosen.Has(session.BucketOf(r.hash()))) {
-			refs = append(refs, at)
+			found = append(found, session.Place(at, r.proto(), r.here.timer(), r.dies.get()))
 		}
 	}
-	return refs, at
+	return found, at
 }
 
 // Digest is that of all sessions in the table that peers know, as they know them:

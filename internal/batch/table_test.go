@@ -857,7 +857,10 @@ func TestWhatIsNotFirstHandCountsWhereNothingOrMuchOlderIsKnown(t *testing.T) {
 func TestFirstHandIsWhatThisKernelSaidLast(t *testing.T) {
 	tab := NewTable(tableConfig)
 	s := tcp(1, session.Established, session.TimerEst, 7_200_000)
-	ref := func() session.Ref { r, _ := tab.Scan(make([]session.Ref, 0, 1), 0, &session.AllBuckets); return r[0] }
+	ref := func() session.Ref {
+		r, _ := tab.Scan(make([]session.Placed, 0, 1), 0, &session.AllBuckets)
+		return r[0].Ref()
+	}
 	tab.Learn(&s, at(0))
 	if tab.FirstHand(ref()) || !tab.Untold(ref()) {
 		t.Error("what the kernel had before is first-hand")

@@ -33,10 +33,10 @@ type Host interface {
 	FirstHand(r Ref) bool
 
 	// Scan goes through some of the sessions that follow the reference at, in an
-	// order of the Host's own, and appends to refs those of the chosen buckets, as
+	// order of the Host's own, and appends to found those of the chosen buckets, as
 	// long as it has room. It returns where to go on; 0 after the last, as before
 	// the first. What is remembered from the first call to the last is come by.
-	Scan(refs []Ref, at Ref, chosen *session.Buckets) (_ []Ref, next Ref)
+	Scan(found []session.Placed, at Ref, chosen *session.Buckets) (_ []session.Placed, next Ref)
 
 	// Digest is that of all sessions which are remembered.
 	Digest() *session.Digest

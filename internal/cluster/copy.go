@@ -19,8 +19,9 @@ const (
 	maxGifts = 4
 
 	// scansAtOnce bounds how much of the table is looked at between two looks at
-	// anything else.
-	scansAtOnce = 32
+	// anything else, and scanned what one of them finds.
+	scansAtOnce = 8
+	scanned     = 1024
 
 	// An ack follows so many datagrams, or the first after so long.
 	ackEach  = 16
@@ -40,16 +41,17 @@ const (
 	shunBusy = time.Second
 )
 
-// gift is a copy that this node gives.
+// gift is a copy that this node gives. The table is gone through first, since the
+// other's kernel takes in what is oldest first, and at great cost anything else.
 type gift struct {
 	to      *peer
 	addr    netip.AddrPort
 	id      uint32
 	chosen  session.Buckets
-	at      Ref  // where the scan goes on
-	scanned bool // to the end
-	waiting [2][]Ref
-	scratch []Ref
+	at      Ref     // where the scan goes on
+	scanned bool    // to the end
+	waiting [2]pile // of first hand and second
+	scratch []session.Placed
 	slots   [copyWindow]giftSlot
 	through uint32 // all before has come
 	next    uint32 // the first that was not sent yet
@@ -129,25 +131,25 @@ func (n *Node) giveMore(g *gift) {
 			n.sendPart(g, index)
 		}
 	}
-	size, scans := n.entries(partSize), 0
-	for !g.ended && g.next-g.through < min(copyWindow, g.room) && n.budget.copy.take(0, n.now) {
-		for ; max(len(g.waiting[0]), len(g.waiting[1])) < size && !g.scanned && scans < scansAtOnce; scans++ {
-			n.scan(g)
-		}
-		hand := 0
-		if len(g.waiting[1]) > len(g.waiting[0]) {
-			hand = 1
-		}
-		w := g.waiting[hand]
-		if len(w) < size && !g.scanned {
+	for range scansAtOnce {
+		if g.scanned {
 			break
 		}
+		n.scan(g)
+	}
+	for g.scanned && !g.ended && g.next-g.through < min(copyWindow, g.room) && n.budget.copy.take(0, n.now) {
+		first, second := &g.waiting[0], &g.waiting[1]
 		s := &g.slots[g.next%copyWindow]
-		some := min(len(w), size)
-		s.refs = append(s.refs[:0], w[:some]...)
-		g.waiting[hand] = w[:copy(w, w[some:])]
-		s.second, s.come = hand == 1, false
-		s.last = g.scanned && len(g.waiting[0])+len(g.waiting[1]) == 0
+		s.second, s.come = second.before(first), false
+		from := first
+		if s.second {
+			from = second
+		}
+		s.refs = s.refs[:0]
+		for size := n.entries(partSize); len(s.refs) < size && len(*from) > 0; {
+			s.refs = append(s.refs, from.pop().Ref())
+		}
+		s.last = len(*first)+len(*second) == 0
 		g.ended = s.last
 		g.next++
 		n.sendPart(g, g.next-1)
@@ -156,14 +158,20 @@ func (n *Node) giveMore(g *gift) {
 
 // scan has more sessions wait to be given, by whose they are.
 func (n *Node) scan(g *gift) {
-	if cap(g.scratch) == 0 {
-		g.scratch = make([]Ref, 0, 4*n.entries(0))
+	if g.scratch == nil {
+		g.scratch = make([]session.Placed, 0, scanned)
 	}
 	g.scratch, g.at = n.host.Scan(g.scratch[:0], g.at, &g.chosen)
-	g.scanned = g.at == 0
-	own := partition(g.scratch, n.host.FirstHand)
-	g.waiting[0] = append(g.waiting[0], g.scratch[:own]...)
-	g.waiting[1] = append(g.waiting[1], g.scratch[own:]...)
+	for _, s := range g.scratch {
+		hand := 1
+		if n.host.FirstHand(s.Ref()) {
+			hand = 0
+		}
+		g.waiting[hand].push(s)
+	}
+	if g.at == 0 {
+		g.scanned, g.scratch = true, nil
+	}
 }
 
 // sendPart sends one datagram of a copy, or sends it again: as its sessions are by

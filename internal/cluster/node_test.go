@@ -424,12 +424,14 @@ type nobody struct {
 	sent   int
 }
 
-func (h *nobody) Send(d Datagram)                                         { h.sent += datagramSize(len(d.Body)) }
-func (h *nobody) FirstHand(Ref) bool                                      { return false }
-func (h *nobody) Digest() *session.Digest                                 { return &h.digest }
-func (h *nobody) Room() int                                               { return 0 }
-func (h *nobody) Sweep()                                                  {}
-func (h *nobody) Scan(refs []Ref, _ Ref, _ *session.Buckets) ([]Ref, Ref) { return refs, 0 }
+func (h *nobody) Send(d Datagram)         { h.sent += datagramSize(len(d.Body)) }
+func (h *nobody) FirstHand(Ref) bool      { return false }
+func (h *nobody) Digest() *session.Digest { return &h.digest }
+func (h *nobody) Room() int               { return 0 }
+func (h *nobody) Sweep()                  {}
+func (h *nobody) Scan(found []session.Placed, _ Ref, _ *session.Buckets) ([]session.Placed, Ref) {
+	return found, 0
+}
 
 func FuzzWhateverIsSaidIsBorne(f *testing.F) {
 	for _, c := range bodies {

@@ -481,16 +481,16 @@ func (n *simNode) FirstHand(ref Ref) bool {
 	return int(ref) < len(n.slots) && n.slots[ref] != nil && n.slots[ref].own
 }
 
-func (n *simNode) Scan(refs []Ref, at Ref, chosen *session.Buckets) ([]Ref, Ref) {
-	for looked := 0; looked < 512 && len(refs) < cap(refs); looked++ {
+func (n *simNode) Scan(found []session.Placed, at Ref, chosen *session.Buckets) ([]session.Placed, Ref) {
+	for looked := 0; looked < 512 && len(found) < cap(found); looked++ {
 		if at++; int(at) >= len(n.slots) {
-			return refs, 0
+			return found, 0
 		}
 		if r := n.slots[at]; r != nil && chosen.Has(session.BucketOf(r.hash())) {
-			refs = append(refs, at)
+			found = append(found, session.Place(at, session.TCP, session.TimerEst, r.dies.UnixMilli()))
 		}
 	}
-	return refs, at
+	return found, at
 }
 
 func (n *simNode) Digest() *session.Digest { return &n.digest }
@@ -629,8 +629,8 @@ func (n *simNode) meter(bytes int, control bool) {
 func (n *simNode) check() {
 	c := n.node
 	for _, g := range c.gifts {
-		if len(g.waiting[0])+len(g.waiting[1]) > 1000 {
-			n.t.Fatalf("%v has %d sessions wait in a copy", n, len(g.waiting[0])+len(g.waiting[1]))
+		if waiting := len(g.waiting[0]) + len(g.waiting[1]); waiting > len(n.slots) {
+			n.t.Fatalf("%v has %d sessions wait in a copy, and never had more than %d", n, waiting, len(n.slots))
 		}
 	}
 	if len(c.order) > maxPeers || len(c.peers) != len(c.order) || len(c.gifts) > maxGifts || len(c.ring.debts) > ringSpan {

@@ -113,7 +113,7 @@ func (r *rig) take(tb testing.TB) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var injecting sync.WaitGroup
 	injecting.Go(func() {
-		if err := r.d.inject(ctx, r.l); err != context.Canceled {
+		if err := r.d.inject(ctx, r.l, r.l.inbox); err != context.Canceled {
 			tb.Error(err)
 		}
 	})

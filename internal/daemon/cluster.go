@@ -260,13 +260,13 @@ func (h host) Send(dg cluster.Datagram) {
 
 func (h host) FirstHand(r session.Ref) bool { return h.firstHand(r) }
 
-func (h host) Scan(refs []session.Ref, at session.Ref, chosen *session.Buckets) ([]session.Ref, session.Ref) {
-	return h.table.Scan(refs, at, chosen)
+func (h host) Scan(found []session.Placed, at session.Ref, chosen *session.Buckets) ([]session.Placed, session.Ref) {
+	return h.table.Scan(found, at, chosen)
 }
 
 func (h host) Digest() *session.Digest { return h.table.Digest() }
 
-// Room leaves some for what is heard meanwhile.
-func (h host) Room() int { return max(0, inboxSize/2-h.link.waiting().Waiting) }
+// Room has a copy wait for whatever else the kernel has to take in.
+func (h host) Room() int { return max(0, copiedSize/2-h.link.waiting().Waiting) }
 
 func (h host) Sweep() { h.d.repairs.oweAll("a node lacks what is no longer known one by one") }

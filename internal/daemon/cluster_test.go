@@ -294,6 +294,41 @@ func TestNobodyIsInSyncBeforeItsKernelHasWhatWasCopied(t *testing.T) {
 	})
 }
 
+func TestACopyIsTakenInOldestFirstAndNewsHasItsTurnMeanwhile(t *testing.T) {
+	withNet(t, func(t *testing.T, e *ether) {
+		j := e.start(t, nil)
+		j.state("gave up")
+		old := some(1, 5000)
+		for i := range old { // the youngest first, and by more than it takes to announce them
+			old[i].Expiration = uint32(100_000 + 30*(len(old)-i))
+		}
+		j.announce(old)
+		time.Sleep(10 * time.Second)
+		slow := func(k *hookedKernel) { k.onAdd = func() error { time.Sleep(200 * time.Millisecond); return nil } }
+		k := e.startWith(t, nil, slow)
+		for k.lacks(old) > len(old)/2 {
+			time.Sleep(10 * time.Millisecond)
+		}
+		live := some(10_000, 1)
+		j.announce(live)
+		if took := k.fills(live); took > time.Second || k.lacks(old) == 0 {
+			t.Errorf("news took %v while %d sessions of the copy were still to come", took, k.lacks(old))
+		}
+		k.fills(old)
+		var last uint32
+		for i, s := range k.k.taken() {
+			if s.Src6Port == live[0].Src6Port {
+				continue
+			}
+			expires := old[s.Src6Port-1].Expiration
+			if expires < last {
+				t.Fatalf("number %d that the kernel gets is older than the one before", i)
+			}
+			last = expires
+		}
+	})
+}
+
 func TestWhoWasCutOffCatchesUpByItself(t *testing.T) {
 	withNet(t, func(t *testing.T, e *ether) {
 		j, k := e.start(t, nil), e.start(t, nil)

@@ -141,9 +141,11 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 		l.stir()
 	}
 	kept, news := d.accept(l, origin{src, peer}, kept, now)
-	l.give(kept, now)
-	if heard.copied {
+	if heard.copied { // the oldest come first
+		l.copied.Put(kept, now)
 		d.out.learned(l, news)
+	} else {
+		l.give(kept, now)
 	}
 	if refused[session.RefusedPool4] > 0 && l.policy.Load() != policy {
 		d.readmit(l, now) // which may have been done before they were kept

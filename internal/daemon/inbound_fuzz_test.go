@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"joold/internal/batch"
 	"joold/internal/config"
 	"joold/internal/mcast"
 	"joold/internal/nlchan"
@@ -503,8 +504,10 @@ func (y *story) inject() {
 	if y.byte()%2 == 1 {
 		y.settle(y.l.contestsLater, contestAfter)
 	}
-	if err := y.Daemon.inject(whileReady{context.Background(), y.l.inbox.Ready()}, y.l); err != nil {
-		y.t.Fatalf("the injection ended: %v", err)
+	for _, box := range []*batch.Inbox{y.l.inbox, y.l.copied} {
+		if err := y.Daemon.inject(whileReady{context.Background(), box.Ready()}, y.l, box); err != nil {
+			y.t.Fatalf("the injection ended: %v", err)
+		}
 	}
 	if err := y.addAll(context.Background(), y.l, y.l.held.Take(nil, time.Now())); err != nil {
 		y.t.Fatalf("the injection of what was held ended: %v", err)

@@ -43,16 +43,16 @@ func (l *link) give(sessions []session.Session, now time.Time) {
 	}
 }
 
-// inject gives the kernel what waits in the inbox, oldest update first.
-func (d *Daemon) inject(ctx context.Context, l *link) error {
+// inject gives the kernel what waits in a box of l's, oldest update first.
+func (d *Daemon) inject(ctx context.Context, l *link, box *batch.Inbox) error {
 	var taken []session.Session
 	for {
 		select {
-		case <-l.inbox.Ready():
+		case <-box.Ready():
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		taken = l.inbox.Take(taken[:0], time.Now())
+		taken = box.Take(taken[:0], time.Now())
 		if err := d.addAll(ctx, l, taken); err != nil {
 			return err
 		}
@@ -90,12 +90,12 @@ func (d *Daemon) addAll(ctx context.Context, l *link, taken []session.Session) (
 	l.stir()
 	l.feeding.Add(int64(len(taken)))
 	for chunk := range slices.Chunk(taken, perAdd) {
-		l.feeding.Add(-int64(len(chunk)))
 		if over = cmp.Or(over, ctx.Err()); over == nil {
 			over = d.add(ctx, l, chunk)
 		} else {
 			d.count.dropped.Add(uint64(len(chunk)))
 		}
+		l.feeding.Add(-int64(len(chunk)))
 	}
 	return over
 }
@@ -103,8 +103,8 @@ func (d *Daemon) addAll(ctx context.Context, l *link, taken []session.Session) (
 // add gives the kernel some of what waited, and fails if the link is over. Who waits
 // with few sessions has a turn between two of who has many.
 func (d *Daemon) add(ctx context.Context, l *link, chunk []session.Session) error {
-	l.adding.Lock()
-	defer l.adding.Unlock()
+	l.adding <- struct{}{}
+	defer func() { <-l.adding }()
 	d.work.injecting.begin()
 	defer d.work.injecting.end()
 	if l.since(&l.seen) > trustInterval { // it may have been made anew meanwhile

@@ -50,9 +50,11 @@ const (
 	stoppedFor = 3 * time.Second
 
 	// inboxSize bounds the sessions that wait for the kernel, and those that are
-	// held: some 30 MiB each when full, several seconds' work for a kernel. refusedSize bounds those that
-	// wait for pool4 to change.
+	// held: some 30 MiB each when full, several seconds' work for a kernel.
+	// copiedSize bounds those of a copy, which comes as fast as the kernel takes it,
+	// and refusedSize those that wait for pool4 to change.
 	inboxSize   = 1 << 18
+	copiedSize  = 1 << 14
 	refusedSize = 1 << 15
 
 	// channelBuffer is the room for what the kernel announces while the daemon
@@ -68,7 +70,8 @@ type link struct {
 	wire     session.Encoding                  // what is sent for it
 	inbox    *batch.Inbox                      // what is to be given to it
 	held     *batch.Inbox                      // likewise, once no more of the kind comes
-	adding   sync.Mutex                        // for whoever gives it some
+	copied   *batch.Inbox                      // likewise, of a copy
+	adding   chan struct{}                     // holds a token while somebody gives it some; who waits has a turn next
 	feeding  atomic.Int64                      // sessions that are no longer in a box and not yet given
 	refused  *batch.Inbox                      // what was refused for its mask
 	policy   atomic.Pointer[session.Policy]    // what is accepted for it
@@ -160,8 +163,14 @@ func (l *link) same(ctx context.Context) (nlchan.Globals, error) {
 
 // waiting counts the sessions that wait for the kernel.
 func (l *link) waiting() batch.InboxCounts {
-	c, held := l.inbox.Counts(), l.held.Counts()
-	return batch.InboxCounts{Waiting: c.Waiting + held.Waiting + int(l.feeding.Load()), Dropped: c.Dropped + held.Dropped, Expired: c.Expired + held.Expired}
+	sum := batch.InboxCounts{Waiting: int(l.feeding.Load())}
+	for _, box := range []*batch.Inbox{l.inbox, l.held, l.copied} {
+		c := box.Counts()
+		sum.Waiting += c.Waiting
+		sum.Dropped += c.Dropped
+		sum.Expired += c.Expired
+	}
+	return sum
 }
 
 func (l *link) activate() { l.once.Do(func() { close(l.active) }) }
@@ -193,7 +202,7 @@ func (d *Daemon) connect(ctx context.Context) (_ *link, err error) {
 	}
 	l := &link{
 		kernel: k, wire: d.fixed.Wire, inbox: batch.NewInbox(inboxSize), held: batch.NewInbox(inboxSize),
-		refused:  batch.NewInbox(refusedSize),
+		copied: batch.NewInbox(copiedSize), adding: make(chan struct{}, 1), refused: batch.NewInbox(refusedSize),
 		contests: make(chan conflict, maxContests), contestsLater: make(chan conflict, maxContests),
 		heard: make(chan struct{}, 1), stirred: make(chan struct{}, 1), asked: make(chan struct{}, 1),
 		active: make(chan struct{}), began: time.Now(),
@@ -362,7 +371,8 @@ func (d *Daemon) follow(ctx context.Context, l *link) error {
 	defer context.AfterFunc(ctx, func() { l.SetReadDeadline(time.Unix(1, 0)) })()
 	g.Go(func() error { return d.hear(ctx, l) })
 	g.Go(func() error { return d.drain(ctx, l) })
-	g.Go(func() error { return d.inject(ctx, l) })
+	g.Go(func() error { return d.inject(ctx, l, l.inbox) })
+	g.Go(func() error { return d.inject(ctx, l, l.copied) })
 	g.Go(func() error { return d.gather(ctx, l) })
 	g.Go(func() error { return d.contend(ctx, l, l.contests, 0) })
 	g.Go(func() error { return d.contend(ctx, l, l.contestsLater, contestAfter) })

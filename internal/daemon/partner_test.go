@@ -49,8 +49,8 @@ func (p *partner) Send(dg cluster.Datagram) {
 	}
 }
 func (p *partner) FirstHand(session.Ref) bool { return true }
-func (p *partner) Scan(refs []session.Ref, _ session.Ref, _ *session.Buckets) ([]session.Ref, session.Ref) {
-	return refs, 0
+func (p *partner) Scan(found []session.Placed, _ session.Ref, _ *session.Buckets) ([]session.Placed, session.Ref) {
+	return found, 0
 }
 func (p *partner) Digest() *session.Digest { return &p.digest }
 func (p *partner) Room() int               { return 0 }

@@ -115,7 +115,7 @@ func (d *Daemon) status(now time.Time) control.Status {
 	s.Instance.AnyMask = l.policy.Load().Masquerades()
 	s.Network.Wire = l.wire.String()
 	in := l.waiting()
-	s.Kernel.Waiting, s.Kernel.WaitingLimit = in.Waiting, 2*inboxSize
+	s.Kernel.Waiting, s.Kernel.WaitingLimit = in.Waiting, 2*inboxSize+copiedSize
 	s.Net.RefusedWaiting = l.refused.Counts().Waiting
 	s.Kernel.Dropped += in.Dropped
 	s.Kernel.Expired += in.Expired

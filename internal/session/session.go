@@ -213,3 +213,22 @@ func (s *Session) Key() Key {
 // Ref is a reference to a session in whatever remembers it, never 0. When the
 // session is gone it may come to mean another.
 type Ref uint32
+
+// Placed is a reference, below 1<<24, with the place that its session has in the
+// order of SortOldestFirst: of two the lesser is the one that comes first.
+type Placed uint64
+
+const (
+	refBits   = 24
+	placeBits = 36 // of 4 ms: nine years
+)
+
+// Place places a session of that protocol and timer which dies then, in
+// milliseconds of a clock that is the same for all.
+func Place(r Ref, p Proto, t Timer, dies int64) Placed {
+	when := uint64(dies) >> 2 & (1<<placeBits - 1)
+	return Placed((uint64(p&3)<<2|uint64(t&3))<<(placeBits+refBits) | when<<refBits | uint64(r)&(1<<refBits-1))
+}
+
+// Ref is the reference.
+func (p Placed) Ref() Ref { return Ref(p & (1<<refBits - 1)) }
