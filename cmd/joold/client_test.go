@@ -101,8 +101,8 @@ func sampleStatus() *control.Status {
 			},
 		},
 		Peers: []control.Peer{
-			{Address: "fe80::5%eth2", Encoding: "4.1.11", ByteOrder: "same", Ago: 1.23, Datagrams: 4, Sessions: 30, Refused: 5, Stamped: true},
-			{Address: "fe80::6%eth2", Encoding: "4.1.13", ByteOrder: "other", Ago: 4},
+			{Address: "fe80::5%eth2", Encoding: "4.1.11", ByteOrder: "same", Ago: 1.23, Datagrams: 4, Sessions: 30, Refused: 5, Stamp: "proven", Stamped: true},
+			{Address: "fe80::6%eth2", Encoding: "4.1.13", ByteOrder: "other", Ago: 4, Stamp: "unstamped"},
 		},
 	}
 }
@@ -242,6 +242,25 @@ func TestStatusNamesEachOfSeveralLinks(t *testing.T) {
 	} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("got\n%s\nwant in it\n%s", b.String(), want)
+		}
+	}
+}
+
+func TestStatusTellsAKeyThatIsMissingHereFromACDaemon(t *testing.T) {
+	for stamp, want := range map[string]struct{ runs, advice string }{
+		"unstamped":     {"C daemon", ""},
+		"unsigned":      {"joold, no key", ""},
+		"other key":     {"joold, other key", "warning: fe80::7 signs with a key that this node has not: give this node that key too, with --net.key-file\n"},
+		"other version": {"joold, other stamp", "warning: fe80::7 has a joold that this one does not understand: update the older\n"},
+		"trailing":      {"unknown", ""},
+	} {
+		s := sampleStatus()
+		s.Cluster.Nodes, s.Peers = nil, []control.Peer{{Address: "fe80::7", Stamp: stamp}}
+		var b strings.Builder
+		writeCluster(&b, s)
+		if !strings.Contains(b.String(), "fe80::7  "+want.runs+"  ") || !strings.HasSuffix(b.String(), want.advice) ||
+			strings.Contains(b.String(), "warning") != (want.advice != "") {
+			t.Errorf("%s:\n%s", stamp, &b)
 		}
 	}
 }

@@ -54,7 +54,7 @@ func writeCluster(b *strings.Builder, s *control.Status) {
 	}
 	for _, p := range s.Peers {
 		if !p.Stamped {
-			row("-", p.Address, "C daemon", "-", fmt.Sprintf("heard %v ago", ago(p.Ago)), "-", "-", "-")
+			row("-", p.Address, stranger(p.Stamp), "-", fmt.Sprintf("heard %v ago", ago(p.Ago)), "-", "-", "-")
 		}
 	}
 	w.Flush()
@@ -66,6 +66,30 @@ func writeCluster(b *strings.Builder, s *control.Status) {
 			fmt.Fprintf(b, "%swarning: %s is configured differently: %s\n", margin, c.Nodes[i].Name, what)
 		}
 	}
+	for _, p := range s.Peers {
+		switch p.Stamp {
+		case "other key":
+			fmt.Fprintf(b, "%swarning: %s signs with a key that this node has not: give this node that key too, with --net.key-file\n", margin, p.Address)
+		case "other version":
+			fmt.Fprintf(b, "%swarning: %s has a joold that this one does not understand: update the older\n", margin, p.Address)
+		}
+	}
+}
+
+// stranger is what a peer seems to run that is none of the cluster's nodes, by its
+// stamp.
+func stranger(stamp string) string {
+	switch stamp {
+	case "unstamped":
+		return "C daemon"
+	case "unsigned":
+		return "joold, no key"
+	case "other key":
+		return "joold, other key"
+	case "other version":
+		return "joold, other stamp"
+	}
+	return "unknown"
 }
 
 func standing(state string, active bool) string {

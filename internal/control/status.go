@@ -213,5 +213,6 @@ type Peer struct {
 	Datagrams uint64    `json:"datagrams"`
 	Sessions  uint64    `json:"sessions"`
 	Refused   uint64    `json:"refused"` // entries not taken, for whatever reason
-	Stamped   bool      `json:"stamped"` // it is one of the Cluster's Nodes; a C daemon is not
+	Stamp     string    `json:"stamp"`   // what was found about that of its last datagram, as in Net's Stamps
+	Stamped   bool      `json:"stamped"` // by that it is one of the Cluster's Nodes; a C daemon is not
 }

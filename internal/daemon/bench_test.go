@@ -349,7 +349,7 @@ func inRig(tb testing.TB, w way) *rig {
 	r, ss := newRig(tb, w.encoding, w.keys(tb), w.sealed), many(w.n)
 	r.perRead = w.perRead
 	now := time.Now()
-	peer := r.d.peers.heard(sender.Addr(), session.Report{}, 0, true, now)
+	peer := r.d.peers.heard(sender.Addr(), session.Report{}, 0, wire.Intact, now)
 	from := origin{batch.Source{From: stampedSource(1)}, peer} // the first that it met
 	r.d.accept(r.l, from, slices.Clone(ss), now)
 	r.d.count.injected.Add(r.accepted()) // as if they had been

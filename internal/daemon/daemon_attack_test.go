@@ -19,6 +19,7 @@ import (
 	"joold/internal/mcast"
 	"joold/internal/nlchan"
 	"joold/internal/session"
+	"joold/internal/wire"
 )
 
 // distinct makes sessions that differ from each other.
@@ -211,7 +212,7 @@ func TestAnInstanceOfWhichTheEndWouldNotBeHeardIsWaitedForAndNotServed(t *testin
 
 func TestASendersNumberIsItsOwnAfterAllHaveBeenGiven(t *testing.T) {
 	p := peers{last: math.MaxUint32}
-	if n := p.heard(sender.Addr(), session.Report{}, 0, false, time.Now()); n <= keptPeer {
+	if n := p.heard(sender.Addr(), session.Report{}, 0, wire.Unstamped, time.Now()); n <= keptPeer {
 		t.Errorf("a sender is number %d, which means no sender", n)
 	}
 }

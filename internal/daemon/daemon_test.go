@@ -1093,7 +1093,7 @@ func TestStrangersCannotFillThePeerTable(t *testing.T) {
 	now := time.Now()
 	for i := range 10 * maxPeers {
 		a := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
-		p.heard(a, session.Report{}, 0, false, now.Add(time.Duration(i)*time.Second))
+		p.heard(a, session.Report{}, 0, wire.Unstamped, now.Add(time.Duration(i)*time.Second))
 	}
 	list := p.snapshot(now)
 	if len(list) != maxPeers || list[len(list)-1].Address != "10.0.2.127" {

@@ -105,13 +105,13 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 	d.count.rcvdSessions.Add(uint64(r.Read))
 	if l.misreads() {
 		d.count.unfit.Add(uint64(r.Read))
-		d.peers.heard(dg.From.Addr(), r, r.Read+r.BadTotal(), heard.numbered, now)
+		d.peers.heard(dg.From.Addr(), r, r.Read+r.BadTotal(), heard.stamp, now)
 		return
 	}
 
 	var refused [session.Refusals]int
 	policy := l.policy.Load()
-	if heard.numbered {
+	if numbered(heard.stamp) {
 		for i := range scratch {
 			policy.Adopt(&scratch[i], &heard.timeouts)
 		}
@@ -126,9 +126,9 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 				"unreadable", reasonList[session.Defect](r.Bad[:]), "unacceptable", reasonList[session.Refusal](refused[:])}
 		})
 	}
-	peer := d.peers.heard(dg.From.Addr(), r, bad, heard.numbered, now)
+	peer := d.peers.heard(dg.From.Addr(), r, bad, heard.stamp, now)
 	src := heard.source
-	if !heard.numbered {
+	if !numbered(heard.stamp) {
 		src.From = plainSource(peer)
 	}
 	if d.debugs(context.Background()) {

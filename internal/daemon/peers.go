@@ -9,6 +9,7 @@ import (
 
 	"joold/internal/control"
 	"joold/internal/session"
+	"joold/internal/wire"
 )
 
 // maxPeers bounds the senders that are remembered. A cluster has a handful; who
@@ -35,19 +36,19 @@ type peer struct {
 	datagrams uint64
 	sessions  uint64
 	refused   uint64
-	numbered  bool // by its last datagram
+	stamp     wire.Verdict // what was found about that of its last datagram
 }
 
 // heard notes a datagram from a, of which so many entries were not taken, and
-// returns the sender's number. numbered is whether it has a number that can be used.
-func (p *peers) heard(a netip.Addr, r session.Report, refused int, numbered bool, now time.Time) uint32 {
+// returns the sender's number. stamp is what was found about the datagram's.
+func (p *peers) heard(a netip.Addr, r session.Report, refused int, stamp wire.Verdict, now time.Time) uint32 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	q := p.of(a, now)
 	q.datagrams++
 	q.sessions += uint64(r.Read)
 	q.refused += uint64(refused)
-	if q.numbered = numbered; !numbered {
+	if q.stamp = stamp; !numbered(stamp) {
 		p.plainAt = now
 	}
 	if r.Read > 0 {
@@ -108,7 +109,7 @@ func (p *peers) snapshot(now time.Time) []control.Peer {
 			Address: a.String(), Encoding: q.encoding.String(), ByteOrder: order,
 			LastHeard: q.last, Ago: now.Sub(q.last).Seconds(),
 			Datagrams: q.datagrams, Sessions: q.sessions, Refused: q.refused,
-			Stamped: q.numbered,
+			Stamp: q.stamp.String(), Stamped: numbered(q.stamp),
 		})
 	}
 	return list

@@ -198,7 +198,8 @@ func stampDecides(t *testing.T) {
 		if got := len(l.inbox.Take(nil, now)) == 1; got != c.taken || s.Net.Stamps[c.verdict.String()] != before+1 {
 			t.Errorf("%s: taken %v, counted %v", c.verdict, got, s.Net.Stamps)
 		}
-		if (len(s.Peers) == 1 && s.Peers[0].Stamped) != known || s.Network.Cluster != "blue" {
+		if (len(s.Peers) == 1 && s.Peers[0].Stamped) != known || s.Network.Cluster != "blue" ||
+			len(s.Peers) == 1 && s.Peers[0].Stamp != c.verdict.String() {
 			t.Errorf("%s: peers %+v in cluster %q", c.verdict, s.Peers, s.Network.Cluster)
 		}
 		if !strings.Contains(log.String(), c.logged) || (c.logged == "") != (log.Len() == 0) {

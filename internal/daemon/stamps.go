@@ -37,11 +37,15 @@ func newStamps(d *Daemon) *stamps {
 // heard is what is taken of a datagram.
 type heard struct {
 	entries  []byte
-	numbered bool             // it is stamped as is the way of this cluster
+	stamp    wire.Verdict     // what was found about it
 	source   batch.Source     // if it is numbered
 	timeouts session.Timeouts // the sender's, if it is numbered
 	copied   bool             // part of a copy of another's table
 }
+
+// numbered tells of what was found about a stamp whether it is as is the way of this
+// cluster: its number can be used.
+func numbered(stamp wire.Verdict) bool { return stamp == wire.Intact || stamp == wire.Proven }
 
 // open tells what is taken of a datagram, if anything is.
 func (s *stamps) open(l *link, dg *mcast.Datagram, now time.Time) (h heard, ok bool) {
@@ -58,7 +62,7 @@ func (s *stamps) open(l *link, dg *mcast.Datagram, now time.Time) (h heard, ok b
 		s.sayUnheard(verdict, dg.From)
 		return h, false
 	}
-	h.entries = s.opened.Entries
+	h.entries, h.stamp = s.opened.Entries, verdict
 	switch verdict {
 	case wire.Unstamped, wire.Trailing: // as much of it as Jool would read
 		h.entries = dg.Payload
@@ -94,7 +98,7 @@ func (s *stamps) meet(l *link, verdict wire.Verdict, from netip.AddrPort, now ti
 		if verdict == wire.Proven { // and no recording
 			s.signs(from.Addr(), now)
 		}
-		h = heard{entries: dg.Entries, numbered: true, copied: r.Copied, source: batch.Source{
+		h = heard{entries: dg.Entries, stamp: verdict, copied: r.Copied, source: batch.Source{
 			From: stampedSource(r.From), Order: r.Order, SecondHand: dg.Flags&wire.SecondHand != 0,
 		}, timeouts: r.Timeouts}
 		if r.From == 0 { // nodes say something; what else is in there is for later versions
