@@ -264,3 +264,13 @@ func TestStatusTellsAKeyThatIsMissingHereFromACDaemon(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatIsCountedWhileStatusLooksDoesNotMakeHugeNumbers(t *testing.T) {
+	s := sampleStatus()
+	s.Net.Stamps, s.Net.Unheard = map[string]uint64{"other key": 6, "trailing": 3}, map[string]uint64{"other key": 7, "trailing": 1}
+	var b strings.Builder
+	writeStatus(&b, s)
+	if strings.Contains(b.String(), "datagrams signed") || !strings.Contains(b.String(), "datagrams that end in garbage 2,") {
+		t.Errorf("got:\n%s", &b)
+	}
+}

@@ -138,7 +138,10 @@ func writeStatus(w io.Writer, s *control.Status) error {
 		line("", "to other nodes of joold: %d sessions in copies and repairs, %d datagrams, %d bytes", s.Net.ApartSessions, s.Net.ApartDatagrams, s.Net.ApartBytes)
 	}
 
-	heard := func(stamp string) uint64 { return s.Net.Stamps[stamp] - s.Net.Unheard[stamp] }
+	heard := func(stamp string) uint64 { // counted at different moments, perhaps
+		all := s.Net.Stamps[stamp]
+		return all - min(all, s.Net.Unheard[stamp])
+	}
 	line("errors", "%s", cmp.Or(joinCounts(
 		count("kernel overruns", k.Overruns), count("announcements dropped by the module", k.QueueDrops),
 		count("sessions that found no room in the table", t.Full), count("refreshes dropped", t.DroppedRefreshes),

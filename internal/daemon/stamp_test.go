@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -220,5 +221,26 @@ func TestWhatIsNotStampedIsNotTakenFromWhoSpeaksToThisNodeAlone(t *testing.T) {
 	}
 	if n := d.status(time.Now()).Net.Unheard; n["unstamped"] != 1 || n["trailing"] != 1 {
 		t.Errorf("counted %v", n)
+	}
+}
+
+func TestNoMoreAreRefusedForTheirStampsThanHadThem(t *testing.T) {
+	d, _, _, _ := between(t)
+	done := make(chan struct{})
+	defer func() { <-done }()
+	var stop atomic.Bool
+	defer stop.Store(true)
+	go func() {
+		defer close(done)
+		refused := &mcast.Datagram{Payload: wire.NewSigner("red", wire.Keys{}, false, nil).Stamp(nil, 0, nil), From: sender}
+		for in := newIntake(d); !stop.Load(); {
+			in.accept(nil, refused, time.Time{})
+		}
+	}()
+	for range 20_000 {
+		s := d.status(time.Time{}).Net
+		if all, refused := s.Stamps["other cluster"], s.Unheard["other cluster"]; refused > all {
+			t.Fatalf("%d of %d", refused, all)
+		}
 	}
 }

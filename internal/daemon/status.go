@@ -36,6 +36,7 @@ func (d *Daemon) handle(ctx context.Context, r control.Request, reply func(contr
 func (d *Daemon) status(now time.Time) control.Status {
 	c := &d.count
 	table, verdicts := d.out.status()
+	unheard := byReason[wire.Verdict](c.unheard[:]) // a part of the stamps, which are counted first: so these are read last
 	s := control.Status{
 		Version: d.Version, PID: os.Getpid(), Started: d.started, Uptime: now.Sub(d.started).Seconds(),
 		Instance: control.Instance{Name: d.fixed.Instance, WaitingFor: d.condition.why(theInstance)},
@@ -58,7 +59,7 @@ func (d *Daemon) status(now time.Time) control.Status {
 			Refused:    byReason[session.Refusal](c.refused[:]),
 			Strays:     byReason[stray](c.strays[:]),
 			Stamps:     byReason[wire.Verdict](c.stamps[:]),
-			Unheard:    byReason[wire.Verdict](c.unheard[:]),
+			Unheard:    unheard,
 			Numbered:   byReason[cluster.Verdict](c.unmet[:]),
 			Verdicts:   verdicts,
 
