@@ -57,12 +57,12 @@ func (c *Conn) aloneAt(at netip.AddrPort) (_ *alone, err error) {
 			a.close()
 		}
 	}()
-	if a.hear, err = c.aloneSocket(at, in); err != nil {
+	if a.hear, err = c.aloneSocket(at, in, c.readBuffer); err != nil {
 		return nil, err
 	}
 	a.at = netip.AddrPortFrom(at.Addr(), a.hear.LocalAddr().(*net.UDPAddr).AddrPort().Port())
 	if a.send = a.hear; in.index != out.index {
-		if a.send, err = c.aloneSocket(a.at, out); err != nil {
+		if a.send, err = c.aloneSocket(a.at, out, 0); err != nil {
 			return nil, err
 		}
 	}
@@ -73,10 +73,11 @@ func (c *Conn) aloneAt(at netip.AddrPort) (_ *alone, err error) {
 	return a, err
 }
 
-// aloneSocket opens a socket that is bound to an address and dev. What it sends is
+// aloneSocket opens a socket that is bound to an address and dev, and hears what
+// comes there unless readBuffer is 0. What it sends is
 // never fragmented, and may be as long as dev allows, whatever an ICMP message
 // says: anybody can forge those.
-func (c *Conn) aloneSocket(at netip.AddrPort, dev device) (*net.UDPConn, error) {
+func (c *Conn) aloneSocket(at netip.AddrPort, dev device, readBuffer int) (*net.UDPConn, error) {
 	hops := max(1, c.ttl) // IPv4 knows no 0 here
 	options := []option{
 		{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE},
@@ -91,7 +92,9 @@ func (c *Conn) aloneSocket(at netip.AddrPort, dev device) (*net.UDPConn, error) 
 		}
 	}
 	file, err := udpSocket(at.Addr(), func(fd int) error {
-		grow(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, c.readBuffer)
+		if err := hear(fd, readBuffer); err != nil {
+			return err
+		}
 		grow(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, c.writeBuffer)
 		return bindTo(fd, options, at, dev)
 	})

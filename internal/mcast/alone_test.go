@@ -420,3 +420,53 @@ func TestDropsOfWhatIsForThisNodeAloneAreCountedToo(t *testing.T) {
 		t.Errorf("%d drops after close, want %d", got, drops)
 	}
 }
+
+// Nobody reads these: who sends to them would fill their buffers for good.
+func TestASocketThatOnlySendsKeepsNothing(t *testing.T) {
+	j, k := pair(t)
+	nstest.Veth(j, "eth3", k, "eth3")
+	j.Address("eth3", "198.51.100.4/24")
+	k.Address("eth3", "198.51.100.5/24")
+	keepsNothing := func(what string, conn *net.UDPConn, at netip.AddrPort) {
+		t.Helper()
+		raw, err := conn.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		stranger, to := netip.MustParseAddrPort("198.51.100.5:6400"), net.UDPAddrFromAddrPort(at)
+		k.Do(func() {
+			from, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(stranger), to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer from.Close()
+			if _, err := from.Write([]byte("to nobody")); err != nil {
+				t.Fatal(err)
+			}
+		})
+		nstest.Wait(t, what+" to be sent something", func() bool {
+			if n, err := waiting(conn); err == nil {
+				t.Fatalf("%s: keeps %d bytes", what, n)
+			}
+			drops, err := socketDrops(raw)
+			return err == nil && drops > 0
+		})
+	}
+	at := netip.MustParseAddrPort("198.51.100.4:6400")
+	c := open(t, j, Config{Group: group4, In: "eth2", Out: "eth3", TTL: 1})
+	keepsNothing("what talks to one node", c.alone.send, at)
+	c.Close()
+	p := openPeers(t, j, Config{In: "eth2", Out: "eth3", TTL: 1}, "198.51.100.5:6400")
+	keepsNothing("what sends to peers", p.sockets[0].send, at)
+	probe := p.sockets[0].probe // connected to the peer
+	if err := control(probe, func(fd int) error {
+		sa, err := unix.Getsockname(fd)
+		if err == nil {
+			at = netip.AddrPortFrom(at.Addr(), uint16(sa.(*unix.SockaddrInet4).Port))
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	keepsNothing("what finds the path to them", probe, at)
+}

@@ -102,7 +102,7 @@ func (c *Conn) openProbe() (err error) {
 		}
 	}
 	var file *os.File
-	if file, err = udpSocket(c.group.Addr(), nil); err == nil {
+	if file, err = udpSocket(c.group.Addr(), deafen); err == nil {
 		c.probe, err = polled(file)
 	}
 	if err == nil {

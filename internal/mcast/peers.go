@@ -181,12 +181,12 @@ func (p *Peers) socket(is4 bool) (*anywhere, error) {
 	s := &anywhere{is4: is4}
 	p.sockets = append(p.sockets, s)
 	var err error
-	if s.hear, err = p.bound(is4, p.in); err != nil {
+	if s.hear, err = p.bound(is4, p.in, p.readBuffer); err != nil {
 		return nil, err
 	}
 	s.send = s.hear
 	if p.in.index != p.out.index {
-		if s.send, err = p.bound(is4, p.out); err != nil {
+		if s.send, err = p.bound(is4, p.out, 0); err != nil {
 			return nil, err
 		}
 	}
@@ -198,8 +198,8 @@ func (p *Peers) socket(is4 bool) (*anywhere, error) {
 	}
 	var file *os.File
 	if file, err = udpSocket(p.at(is4).Addr(), func(fd int) error {
-		if p.out.index == 0 {
-			return nil
+		if err := deafen(fd); err != nil || p.out.index == 0 {
+			return err
 		}
 		return unix.BindToDevice(fd, p.out.name)
 	}); err != nil {
@@ -211,10 +211,11 @@ func (p *Peers) socket(is4 bool) (*anywhere, error) {
 	return s, p.inlets.add(s.rx)
 }
 
-// bound opens a socket that is bound to the port and to dev. The port is shared
+// bound opens a socket that is bound to the port and to dev, and hears what comes
+// there unless readBuffer is 0. The port is shared
 // until the group's sockets, which do share it, are bound. A path may lead through
 // routers, so that its MTU is asked for.
-func (p *Peers) bound(is4 bool, dev device) (*net.UDPConn, error) {
+func (p *Peers) bound(is4 bool, dev device, readBuffer int) (*net.UDPConn, error) {
 	hops := max(1, p.ttl) // IPv4 knows no 0 here
 	options := []option{
 		{"IP_MULTICAST_ALL", unix.IPPROTO_IP, unix.IP_MULTICAST_ALL, 0},
@@ -234,7 +235,9 @@ func (p *Peers) bound(is4 bool, dev device) (*net.UDPConn, error) {
 	options = append(options, option{"SO_REUSEADDR", unix.SOL_SOCKET, unix.SO_REUSEADDR, 1})
 	at := p.at(is4)
 	file, err := udpSocket(at.Addr(), func(fd int) error {
-		grow(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, p.readBuffer)
+		if err := hear(fd, readBuffer); err != nil {
+			return err
+		}
 		grow(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, p.writeBuffer)
 		return bindTo(fd, options, at, dev)
 	})

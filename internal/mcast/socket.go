@@ -267,6 +267,25 @@ func grow(fd, force, plain, size int) {
 	}
 }
 
+// hear gives a socket a receive buffer of size bytes; with 0 it hears nothing.
+func hear(fd, size int) error {
+	if size == 0 {
+		return deafen(fd)
+	}
+	grow(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, size)
+	return nil
+}
+
+// deafen has a socket keep nothing that is sent to it, which nobody would ever read:
+// a filter that lets nothing pass. It is for one that is not bound yet, or not
+// connected, so that nothing comes before. A shutdown would not do: the kernel wants
+// the socket connected, and goes on filling its buffer.
+func deafen(fd int) error {
+	nothing := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K} // so many bytes of each datagram: 0
+	err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &nothing})
+	return os.NewSyscallError("set SO_ATTACH_FILTER", err)
+}
+
 // granted is the size of a buffer in the measure in which it is asked for: the
 // kernel doubles that for its own overhead.
 func granted(conn syscall.Conn, name int) (size int) {
