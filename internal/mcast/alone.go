@@ -69,7 +69,7 @@ func (c *Conn) aloneAt(at netip.AddrPort) (_ *alone, err error) {
 	if a.rx, err = newReceiver(a.hear, in, true); err != nil {
 		return nil, err
 	}
-	a.tx, err = newSender(a.send)
+	a.tx, err = newSender(a.send, unix.IP_PMTUDISC_PROBE)
 	return a, err
 }
 

@@ -298,7 +298,7 @@ func TestWhatIsForOneAloneIsNeverFragmentedWhateverAnICMPMessageSays(t *testing.
 			if err := cj.WriteTo(make([]byte, c.most+1), to); !errors.Is(err, ErrTooBig) || !strings.Contains(err.Error(), to.String()) {
 				t.Errorf("a byte more than fits: %v", err)
 			}
-			tooBig(t, k, cj, ck)
+			tooBig(t, k, 1280, netip.AddrPortFrom(cj.Local().Source, 6400), to)
 			nstest.Wait(t, "the kernel to believe it", func() bool {
 				return strings.Contains(j.IP("route get "+to.Addr().String()), "mtu 1280")
 			})
@@ -312,25 +312,27 @@ func TestWhatIsForOneAloneIsNeverFragmentedWhateverAnICMPMessageSays(t *testing.
 	}
 }
 
-// tooBig has k tell j's kernel that 1,280 bytes are the most that cj can send to ck.
-func tooBig(t *testing.T, k *nstest.NS, cj, ck *Conn) {
+// tooBig has k tell j's kernel that mtu bytes are the most that can be sent from one
+// address to another.
+func tooBig(t *testing.T, k *nstest.NS, mtu uint16, from, to netip.AddrPort) {
 	t.Helper()
-	from, to := cj.Local(), ck.Local()
-	udp := binary.BigEndian.AppendUint16(nil, from.Port)
-	udp = binary.BigEndian.AppendUint16(udp, to.Port)
+	udp := binary.BigEndian.AppendUint16(nil, from.Port())
+	udp = binary.BigEndian.AppendUint16(udp, to.Port())
 	udp = append(udp, 5, 200, 0, 0)
+	source := from.Addr().WithZone("")
 	domain, protocol := unix.AF_INET6, unix.IPPROTO_ICMPV6
 	var m []byte
-	if from.Source.Is4() {
+	if source.Is4() {
 		domain, protocol = unix.AF_INET, unix.IPPROTO_ICMP
-		m = []byte{3, 4, 0, 0, 0, 0, 5, 0} // unreachable, fragmentation needed, MTU 1280
+		m = []byte{3, 4, 0, 0, 0, 0, 0, 0} // unreachable, fragmentation needed
 		m = append(m, 0x45, 0, 5, 220, 0, 1, 0x40, 0, 64, unix.IPPROTO_UDP, 0, 0)
 	} else {
-		m = []byte{2, 0, 0, 0, 0, 0, 5, 0} // packet too big, MTU 1280; the kernel sums it up
+		m = []byte{2, 0, 0, 0, 0, 0, 0, 0} // packet too big; the kernel sums it up
 		m = append(m, 0x60, 0, 0, 0, 5, 200, unix.IPPROTO_UDP, 64)
 	}
-	m = append(append(append(m, from.Source.AsSlice()...), to.Source.AsSlice()...), udp...)
-	if from.Source.Is4() {
+	binary.BigEndian.PutUint16(m[6:], mtu)
+	m = append(append(append(m, source.AsSlice()...), to.Addr().AsSlice()...), udp...)
+	if source.Is4() {
 		binary.BigEndian.PutUint16(m[8+10:], checksum(m[8:28]))
 		binary.BigEndian.PutUint16(m[2:], checksum(m))
 	}
@@ -340,7 +342,7 @@ func tooBig(t *testing.T, k *nstest.NS, cj, ck *Conn) {
 			t.Fatal(err)
 		}
 		defer unix.Close(fd)
-		if err := unix.Sendto(fd, m, 0, sockaddr(netip.AddrPortFrom(from.Source, 0), device{})); err != nil {
+		if err := unix.Sendto(fd, m, 0, sockaddr(netip.AddrPortFrom(source, 0), device{})); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -469,4 +471,91 @@ func TestASocketThatOnlySendsKeepsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	keepsNothing("what finds the path to them", probe, at)
+}
+
+// Hellos fit 1,280 bytes, and IPv6's paths have no less. Of IPv4's anybody can claim
+// that they have 552.
+func TestNoICMPMessageKeepsShortDatagramsFromLeaving(t *testing.T) {
+	j, k := pair(t)
+	j.IP("route add 239.0.0.0/8 dev eth2") // else it is not remembered of a group
+	eth2 := Config{In: "eth2", Out: "eth2", TTL: 1}
+	j4, j6 := netip.MustParseAddrPort("192.0.2.4:6400"), netip.MustParseAddrPort("[2001:db8:ff08::4]:6400")
+	k4, k6 := netip.MustParseAddrPort("192.0.2.5:6400"), netip.MustParseAddrPort("[2001:db8:ff08::5]:6400")
+	for _, c := range []struct {
+		cfg      Config
+		from, to netip.AddrPort
+		mtu      uint16
+		least    int
+	}{
+		{byEth24, j4, group4, 552, 1252},
+		{eth2, j4, k4, 1280, 1252},
+		{eth2, j4, k4, 552, 1252}, // after that
+		{eth2, j6, k6, 1280, 1232},
+	} {
+		t.Run(fmt.Sprintf("to %v, MTU %d", c.to, c.mtu), func(t *testing.T) {
+			var cj, ck ends
+			if c.cfg.Group.IsValid() {
+				cj, ck = open(t, j, c.cfg), open(t, k, c.cfg)
+			} else {
+				cj, ck = openPeers(t, j, c.cfg, c.to.String()), openPeers(t, k, c.cfg, c.from.String())
+			}
+			wire, alone := sniff(t, k, c.to), !c.cfg.Group.IsValid()
+			arrives := func(payload string) netip.AddrPort {
+				t.Helper()
+				if p := wire.next(t); string(p.payload()) != payload {
+					t.Errorf("on the wire: % x ..., want one packet with %d bytes of payload", p[:40], len(payload))
+				}
+				return heard(t, ck, payload, alone)
+			}
+			send(t, cj, "before")
+			arrives("before")
+			whole := 1500 - headers(c.to.Addr())
+			tooBig(t, k, c.mtu, c.from, c.to)
+			nstest.Wait(t, "the kernel to believe it", func() bool {
+				return strings.Contains(j.IP("route get "+c.to.Addr().String()), fmt.Sprintf("mtu %d", c.mtu))
+			})
+			for range 2 { // also the one after
+				short := strings.Repeat("x", c.least)
+				send(t, cj, short)
+				arrives(short)
+				if alone {
+					if err := cj.WriteTo([]byte(short), c.to); err != nil {
+						t.Error(err)
+					}
+					arrives(short)
+				}
+				if err := cj.Write(make([]byte, whole)); !errors.Is(err, ErrTooBig) {
+					t.Errorf("%d bytes: %v", whole, err)
+				}
+				fits := strings.Repeat("y", cj.MaxPayload())
+				if send(t, cj, fits); len(fits) != int(c.mtu)-headers(c.to.Addr()) {
+					t.Errorf("it says that %d bytes fit", len(fits))
+				}
+				arrives(fits)
+			}
+		})
+	}
+}
+
+// IPv6 needs an interface to have 1,280 bytes. One of IPv4 that has less sends what is
+// short in pieces, rather than not at all.
+func TestShortDatagramsLeaveByANarrowInterface(t *testing.T) {
+	j, k := pair(t)
+	for _, n := range []*nstest.NS{j, k} {
+		n.IP("link set eth2 mtu 1000")
+	}
+	cj, ck := open(t, j, byEth24), open(t, k, byEth24)
+	short := strings.Repeat("x", 1252)
+	send(t, cj, short)
+	heard(t, ck, short, false)
+	if err := cj.WriteTo([]byte(short), netip.MustParseAddrPort("192.0.2.5:6400")); err != nil {
+		t.Fatal(err)
+	}
+	heard(t, ck, short, true)
+	if got := cj.MaxPayload(); got != 972 {
+		t.Errorf("payload of %d bytes, want 972", got)
+	}
+	if err := cj.Write([]byte(short + "x")); !errors.Is(err, ErrTooBig) {
+		t.Errorf("a byte more: %v", err)
+	}
 }

@@ -1,6 +1,7 @@
 package mcast
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -259,8 +260,9 @@ func endpointAt(a netip.AddrPort, scope int) (e endpoint) {
 // sender sends a datagram at a time: more are hardly ever ready at once, and what
 // sendmmsg would save on those is told in docs/BENCHMARKS.md.
 type sender struct {
-	conn *net.UDPConn
-	raw  syscall.RawConn // conn's
+	conn     *net.UDPConn
+	raw      syscall.RawConn // conn's
+	discover int             // its IP_MTU_DISCOVER, if it is one of IPv4
 
 	mu    sync.Mutex
 	b     []byte
@@ -271,8 +273,8 @@ type sender struct {
 	try   func(fd uintptr) bool // tryOnce, likewise
 }
 
-func newSender(conn *net.UDPConn) (s *sender, err error) {
-	s = &sender{conn: conn}
+func newSender(conn *net.UDPConn, discover int) (s *sender, err error) {
+	s = &sender{conn: conn, discover: discover}
 	s.try = s.tryOnce
 	s.raw, err = conn.SyscallConn()
 	return s, err
@@ -289,12 +291,32 @@ func (s *sender) tryOnce(fd uintptr) bool {
 	}
 }
 
-// write waits for room in the socket's buffer only if there is none: to set a
-// deadline is not cheap.
+// alwaysFits is the payload in bytes that leaves over IPv4, too, whatever the MTU of
+// the path is said to be: what IPv6 has room for everywhere. Anybody can forge an
+// ICMP message that a path has but 552 bytes, which would end the hellos; IPv6's
+// kernel believes in none of less than 1,280.
+const alwaysFits = 1280 - 20 - 8
+
+// write waits for room in the socket's buffer only if there is none.
 func (s *sender) write(b []byte, to *endpoint, wait bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.b, s.to, s.waits = b, *to, false
+	s.b, s.to = b, *to
+	err := s.put(wait)
+	if err == unix.EMSGSIZE && to.sa.Family == unix.AF_INET && len(b) <= alwaysFits && s.setDiscover(unix.IP_PMTUDISC_OMIT) == nil {
+		err = s.put(wait) // in pieces only if the interface or a router cannot do else
+		err = cmp.Or(err, s.setDiscover(s.discover))
+	}
+	return err
+}
+
+func (s *sender) setDiscover(how int) error {
+	return control(s.conn, option{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, how}.set)
+}
+
+// put is one attempt, or two: to set a deadline is not cheap.
+func (s *sender) put(wait bool) error {
+	s.waits = false
 	err := s.attempt()
 	if err == unix.EAGAIN && !wait {
 		return os.ErrDeadlineExceeded

@@ -193,7 +193,7 @@ func (p *Peers) socket(is4 bool) (*anywhere, error) {
 	if s.rx, err = newReceiver(s.hear, p.in, true); err != nil {
 		return nil, err
 	}
-	if s.tx, err = newSender(s.send); err != nil {
+	if s.tx, err = newSender(s.send, unix.IP_PMTUDISC_DO); err != nil {
 		return nil, err
 	}
 	var file *os.File

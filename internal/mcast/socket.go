@@ -55,7 +55,7 @@ func (c *Conn) openSockets(share bool) (err error) {
 		err = c.sendThrough(c.write)
 	}
 	if err == nil {
-		c.tx, err = newSender(c.write)
+		c.tx, err = newSender(c.write, unix.IP_PMTUDISC_DO)
 	}
 	if err != nil {
 		return c.fail("send to", c.out.name, explain(err, c.out))
