@@ -69,6 +69,7 @@ func (c *Conn) aloneAt(at netip.AddrPort) (_ *alone, err error) {
 	if a.rx, err = newReceiver(a.hear, in, true); err != nil {
 		return nil, err
 	}
+	a.rx.link = c.link
 	a.tx, err = newSender(a.send, unix.IP_PMTUDISC_PROBE)
 	return a, err
 }

@@ -115,6 +115,7 @@ type receiver struct {
 	socket syscall.Conn
 	conn   syscall.RawConn // socket's
 	alone  bool            // whether it hears what is sent to this node alone
+	link   *link           // that it is on, where there are several
 
 	hdrs  [maxBatch]mmsghdr
 	iovs  [maxBatch]unix.Iovec

@@ -27,6 +27,7 @@ type inlets struct {
 	// The reader's alone.
 	ds    []Datagram
 	n     int
+	last  *receiver // that ds came from
 	err   error
 	event unix.EpollEvent
 	calls brief.Caller
@@ -99,6 +100,7 @@ func (in *inlets) tryOnce(epfd uintptr) bool {
 		if r == nil { // just removed
 			continue
 		}
+		in.last = r
 		in.n, in.err = r.read(in.ds)
 		if in.err != unix.EAGAIN && !errors.Is(in.err, net.ErrClosed) {
 			return true

@@ -20,7 +20,7 @@ type Links struct {
 	inlets *inlets
 	links  []*link
 
-	mu     sync.RWMutex // over each link's conn, away and near
+	mu     sync.RWMutex // over each link's conn and away
 	closed bool
 	gone   uint64 // drops of Conns that have been closed
 }
@@ -28,11 +28,31 @@ type Links struct {
 // link is one of them.
 type link struct {
 	cfg    Config
-	conn   *Conn // nil while it cannot be opened
-	away   error // why nothing passes; nil while it does
-	near   []netip.Prefix
-	failed atomic.Uint64 // datagrams that could not be sent
+	conn   *Conn                          // nil while it cannot be opened
+	away   error                          // why nothing passes; nil while it does
+	near   atomic.Pointer[[]netip.Prefix] // of its addresses, also of those that it had
+	failed atomic.Uint64                  // datagrams that could not be sent
+
+	mu     sync.Mutex
+	guests [maxGuests]guest
 }
+
+// guest is an address that was heard on a link, but is none of its prefixes': a node
+// has moved there, or is behind a router.
+type guest struct {
+	addr netip.Addr
+	at   time.Time
+}
+
+const (
+	// maxGuests bounds the guests of a link that are remembered: who makes up addresses
+	// pushes out the one that was not heard for the longest.
+	maxGuests = 64
+
+	// guestFor is for how long after a guest was heard it is spoken to on a link. Nodes
+	// say hello each second.
+	guestFor = 10 * time.Second
+)
 
 // LinkState is what has become of one of several links.
 type LinkState struct {
@@ -65,12 +85,19 @@ func OpenLinks(cfgs []Config) (*Links, error) {
 
 // open opens one link, if that can be.
 func (l *Links) open(one *link) {
-	c := &Conn{group: netip.AddrPortFrom(one.cfg.Group.Addr().Unmap(), one.cfg.Group.Port()), inlets: l.inlets, shared: true}
+	c := &Conn{group: netip.AddrPortFrom(one.cfg.Group.Addr().Unmap(), one.cfg.Group.Port()), inlets: l.inlets, shared: true, link: one}
 	if one.away = c.open(one.cfg); one.away != nil {
 		c.Close()
 		return
 	}
-	one.conn, one.near = c, c.prefixes()
+	one.conn = c
+	one.look()
+}
+
+// look finds out which addresses are those of the link now.
+func (one *link) look() {
+	near := one.conn.prefixes()
+	one.near.Store(&near)
 }
 
 // prefixes are those of the out device's addresses.
@@ -115,7 +142,50 @@ func also(a, b error) error {
 }
 
 // ReadBatch is as Conn's; each link's datagrams are kinds of their own.
-func (l *Links) ReadBatch(ds []Datagram) (int, error) { return l.inlets.read(ds) }
+func (l *Links) ReadBatch(ds []Datagram) (int, error) {
+	n, err := l.inlets.read(ds)
+	if n > 0 {
+		l.inlets.last.link.sees(ds[:n])
+	}
+	return n, err
+}
+
+// sees notes who was heard on the link that is none of its own.
+func (one *link) sees(ds []Datagram) {
+	for i := range ds {
+		if a := ds[i].From.Addr(); a.Zone() == "" && !one.isNear(a) {
+			one.welcome(a, time.Now())
+		}
+	}
+}
+
+func (one *link) welcome(a netip.Addr, now time.Time) {
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	oldest := &one.guests[0]
+	for i := range one.guests {
+		g := &one.guests[i]
+		if g.addr == a {
+			g.at = now
+			return
+		}
+		if g.at.Before(oldest.at) {
+			oldest = g
+		}
+	}
+	*oldest = guest{a, now}
+}
+
+func (one *link) isGuest(a netip.Addr, now time.Time) bool {
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	for i := range one.guests {
+		if g := &one.guests[i]; g.addr == a {
+			return now.Sub(g.at) < guestFor
+		}
+	}
+	return false
+}
 
 // SetReadDeadline is as Conn's.
 func (l *Links) SetReadDeadline(t time.Time) error { return l.inlets.setReadDeadline(t) }
@@ -124,48 +194,62 @@ func (l *Links) SetReadDeadline(t time.Time) error { return l.inlets.setReadDead
 // another's path: that is ErrTooBig. It waits only if none has taken it, and for the
 // first that may.
 func (l *Links) Write(b []byte) error {
-	return l.each(func(_ *link, c *Conn, wait bool) error { return c.send(b, wait) })
+	return l.each(func(*link) chosen { return meant }, func(c *Conn, wait bool) error { return c.send(b, wait) })
 }
 
-// WriteTo sends b to one node alone, on the link whose addresses are like that of the
-// node, or else on each. It succeeds and waits as Write does.
+// WriteTo sends b to one node alone: on the link whose addresses are like that of the
+// node and, if it was heard on others lately, on these; or if none that is open has such
+// addresses, on each. It succeeds and waits as Write does.
 func (l *Links) WriteTo(b []byte, to netip.AddrPort) error {
-	addr := to.Addr().Unmap()
+	addr, now := to.Addr().Unmap(), time.Now()
 	known := false
 	l.mu.RLock()
 	for _, one := range l.links {
-		known = known || one.has(addr)
+		known = known || one.conn != nil && one.has(addr)
 	}
 	l.mu.RUnlock()
-	return l.each(func(one *link, c *Conn, wait bool) error {
-		if known && !one.has(addr) {
-			return errOtherLink
+	return l.each(func(one *link) chosen {
+		switch {
+		case one.has(addr), one.isGuest(addr, now):
+			return meant
+		case known:
+			return unmeant
 		}
-		return c.sendTo(b, to, wait)
-	})
+		return tried
+	}, func(c *Conn, wait bool) error { return c.sendTo(b, to, wait) })
 }
 
 // has tells whether an address is one of the link.
 func (one *link) has(a netip.Addr) bool {
-	if one.conn == nil {
-		return false
-	}
 	if zone := a.Zone(); zone != "" {
-		return zone == one.conn.joined.name || zone == one.conn.out.name
+		return one.conn != nil && (zone == one.conn.joined.name || zone == one.conn.out.name)
 	}
-	for _, p := range one.near {
-		if p.Contains(a) {
-			return true
+	return one.isNear(a)
+}
+
+// isNear tells whether an address is in one of the link's prefixes.
+func (one *link) isNear(a netip.Addr) bool {
+	if near := one.near.Load(); near != nil {
+		for _, p := range *near {
+			if p.Contains(a) {
+				return true
+			}
 		}
 	}
 	return false
 }
 
-// errOtherLink is why nothing is sent on a link, and no failure.
-var errOtherLink = errors.New("the node is on another link")
+// chosen is what a datagram has to do with a link.
+type chosen uint8
 
-// each sends on each link that is open.
-func (l *Links) each(send func(one *link, c *Conn, wait bool) error) error {
+const (
+	unmeant chosen = iota // nothing
+	tried                 // it may be the way; if not, that is no failure of the link
+	meant                 // it is to be sent on it
+)
+
+// each sends on each link that is open, and that the datagram has to do with.
+func (l *Links) each(choose func(*link) chosen, send func(c *Conn, wait bool) error) error {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	if l.closed {
@@ -173,37 +257,46 @@ func (l *Links) each(send func(one *link, c *Conn, wait bool) error) error {
 	}
 	sent := false
 	var shut, failed, tooBig error // the first of those that are not open, and of those that are
-	var full *link
+	var full *link                 // the first
 	for _, one := range l.links {
-		if one.conn == nil {
-			shut = cmp.Or(shut, one.away)
-			one.failed.Add(1)
+		choice := choose(one)
+		if choice == unmeant {
 			continue
 		}
-		err := send(one, one.conn, false)
-		switch {
-		case err == nil:
+		var err error
+		if one.conn == nil {
+			shut = cmp.Or(shut, one.away)
+		} else if err = send(one.conn, false); err == nil {
 			sent = true
 			continue
-		case errors.Is(err, errOtherLink):
-			continue
+		}
+		switch {
+		case err == nil:
 		case errors.Is(err, ErrTooBig):
 			tooBig = err
 		case errors.Is(err, os.ErrDeadlineExceeded) && full == nil:
 			full = one
-			failed = err
+			continue // which may have room yet
 		case failed == nil:
 			failed = err
 		}
-		one.failed.Add(1)
+		if choice == meant {
+			one.failed.Add(1)
+		}
+	}
+	if full != nil && !sent && tooBig == nil {
+		if failed = send(full.conn, true); failed == nil {
+			return nil
+		}
+	}
+	if full != nil && choose(full) == meant {
+		full.failed.Add(1)
 	}
 	switch {
 	case tooBig != nil:
 		return tooBig
 	case sent:
 		return nil
-	case full != nil:
-		return send(full, full.conn, true)
 	}
 	return cmp.Or(failed, shut)
 }
@@ -239,9 +332,10 @@ func (l *Links) Check() (Change, error) {
 			case Unchanged:
 				one.away = nil
 				unknown = also(unknown, err)
+				one.look()
 			case Changed:
 				one.away, changed = nil, true
-				one.near = one.conn.prefixes()
+				one.look()
 			case Away:
 				one.away = err
 			case Reopen:

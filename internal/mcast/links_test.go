@@ -285,3 +285,111 @@ func TestNothingIsAllocatedPerDatagramAndLink(t *testing.T) {
 		t.Errorf("%v allocations", allocs)
 	}
 }
+
+func TestALinkHasNotFailedAtWhatWasNotForIt(t *testing.T) {
+	j, k := twoLinks(t)
+	lj, lk := openLinks(t, j, bothLinks(group4)), openLinks(t, k, bothLinks(group4))
+	on2, on3 := netip.MustParseAddrPort("192.0.2.5:6400"), netip.MustParseAddrPort("198.51.100.5:6400")
+	failed := func(want2, want3 uint64) {
+		t.Helper()
+		if got := lj.Local().Links; got[0].Failed != want2 || got[1].Failed != want3 {
+			t.Errorf("%d and %d could not be sent, want %d and %d", got[0].Failed, got[1].Failed, want2, want3)
+		}
+	}
+	j.IP("link delete eth2")
+	lookAt(t, j, lj, Changed)
+	if err := lj.WriteTo([]byte("to the other"), on3); err != nil {
+		t.Fatal(err)
+	}
+	heard(t, lk, "to the other", true)
+	failed(0, 0)
+	lj.WriteTo([]byte("to this one"), on2)
+	failed(1, 0)
+	lj.WriteTo([]byte("to wherever that is"), netip.MustParseAddrPort("203.0.113.1:6400"))
+	failed(1, 0)
+	send(t, lj, "to all")
+	heard(t, lk, "to all", false)
+	failed(2, 0)
+}
+
+// A node that was waited for, with success, has got its datagram.
+func TestALinkThatWasFullForAMomentHasNotFailed(t *testing.T) {
+	j, _ := twoLinks(t)
+	// It has room again after some 20 ms.
+	j.Command("tc", "qdisc", "add", "dev", "eth2", "root", "tbf", "rate", "4mbit", "burst", "1600", "limit", "10000000")
+	cfgs := bothLinks(group6)
+	cfgs[0].WriteBuffer = 16384
+	l := openLinks(t, j, cfgs)
+	j.IP("link delete eth3")
+	lookAt(t, j, l, Changed)
+	refused := uint64(0)
+	for range 200 {
+		if l.Write(full) != nil {
+			refused++
+		}
+	}
+	if got := l.Local().Links[0].Failed; got != refused {
+		t.Errorf("%d could not be sent, of which %d were told of", got, refused)
+	}
+}
+
+func TestANodeThatMovesToAnotherLinkIsSpokenToThere(t *testing.T) {
+	j, k := twoLinks(t)
+	lj := openLinks(t, j, bothLinks(group4))
+	lk := openLinks(t, k, bothLinks(group4))
+	from := netip.MustParseAddrPort("192.0.2.5:6400")
+	send(t, lk, "from both")
+	heard(t, lj, "from both", false)
+	heard(t, lj, "from both", false)
+	k.IP("address del 192.0.2.5/24 dev eth2")
+	k.IP("link set eth2 down")
+	k.IP("address flush dev eth3 scope global")
+	k.Address("eth3", "192.0.2.5/24")
+	k.IP("route add 198.51.100.0/24 dev eth3")
+	lookAt(t, k, lk, Changed)
+	send(t, lk, "from there")
+	if got := heard(t, lj, "from there", false); got != from {
+		t.Fatalf("heard from %v", got)
+	}
+	if err := lj.WriteTo([]byte("to you"), from); err != nil {
+		t.Fatal(err)
+	}
+	heard(t, lk, "to you", true)
+	// When it has not been heard there any more, it is not there.
+	for i := range lj.links[1].guests {
+		lj.links[1].guests[i].at = time.Now().Add(-guestFor)
+	}
+	if one := lj.links[1]; one.isGuest(from.Addr(), time.Now()) {
+		t.Error("a guest that is not heard any more is one for ever")
+	}
+}
+
+// An address that somebody makes up has what is for a node sent twice, and keeps
+// nothing from it.
+func TestWhoForgesANodesAddressOnTheOtherLinkDoesNotCutItOff(t *testing.T) {
+	j, k := twoLinks(t)
+	lj, lk := openLinks(t, j, bothLinks(group4)), openLinks(t, k, bothLinks(group4))
+	node := netip.MustParseAddr("192.0.2.5")
+	lj.links[1].sees([]Datagram{{From: netip.AddrPortFrom(node, 6400)}})
+	for i := range 2 * maxGuests {
+		lj.links[1].sees([]Datagram{{From: netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}), 6400)}})
+	}
+	if lj.links[1].isGuest(node, time.Now()) {
+		t.Error("the first of more guests than have room is one still")
+	}
+	lj.links[1].sees([]Datagram{{From: netip.AddrPortFrom(node, 6400)}})
+	if err := lj.WriteTo([]byte("to you"), netip.AddrPortFrom(node, 6400)); err != nil {
+		t.Fatal(err)
+	}
+	heard(t, lk, "to you", true)
+}
+
+func TestAnAddressThatALinkGetsIsOneOfItsOwn(t *testing.T) {
+	j, _ := twoLinks(t)
+	l := openLinks(t, j, bothLinks(group4))
+	j.Address("eth3", "203.0.113.4/24")
+	lookAt(t, j, l, Unchanged)
+	if a := netip.MustParseAddr("203.0.113.5"); !l.links[1].has(a) || l.links[0].has(a) {
+		t.Error("it is not known")
+	}
+}

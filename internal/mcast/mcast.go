@@ -69,8 +69,9 @@ type Config struct {
 // methods may be called concurrently.
 type Conn struct {
 	group   netip.AddrPort
-	shared  bool // its inlets are not its own
-	beside  bool // Peers speak to one node alone
+	shared  bool  // its inlets are not its own
+	link    *link // that it is; nil if there is but one
+	beside  bool  // Peers speak to one node alone
 	in, out device
 	routes  *router // only where the kernel chooses
 	joined  device  // in, or what the kernel has chosen

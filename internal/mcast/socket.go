@@ -35,6 +35,7 @@ func (c *Conn) openSockets(share bool) (err error) {
 		c.rx, err = newReceiver(c.read, c.joined, false)
 	}
 	if err == nil {
+		c.rx.link = c.link
 		err = c.inlets.add(c.rx)
 	}
 	if err != nil {
