@@ -412,10 +412,11 @@ func (p *Peers) Refresh() error {
 	return nil
 }
 
-// Check is as Conn's. Where there is a group, it is Away only if that is, too.
+// Check is as Conn's. Where there is a group, it is Away only if that is, too, or if
+// either interface is down: then nobody is heard, or nobody sent to.
 func (p *Peers) Check() (Change, error) {
 	for _, d := range []device{p.in, p.out} {
-		if change, err := d.check(); change == Reopen {
+		if change, err := d.check(); err != nil {
 			return change, p.fail("use", netip.AddrPort{}, d.name, err)
 		}
 	}

@@ -203,7 +203,7 @@ func TestAPeerThatIsNotReachedKeepsNoneFromBeingSentTo(t *testing.T) {
 		want Change
 		is   error
 	}{
-		{"link set eth2 down", Away, errNoPeer},
+		{"link set eth2 down", Away, ErrInterfaceDown},
 		{"link set eth2 up", Unchanged, nil},
 		{"link set eth2 mtu 1400", Changed, nil},
 		{"link delete eth2", Reopen, ErrNoInterface},
@@ -381,5 +381,37 @@ func TestPeersAreSpokenToBesideAGroupThatIsNotShared(t *testing.T) {
 		t.Error(err)
 	} else {
 		p.Close()
+	}
+}
+
+func TestPeersAreAwayWhileEitherInterfaceIsDown(t *testing.T) {
+	for _, cfg := range []Config{
+		{In: "eth3", Out: "eth2", TTL: 1},
+		{Group: group4, In: "eth3", Out: "eth2", TTL: 1},
+		{Group: group6, In: "eth3", Out: "eth2", TTL: 1},
+	} {
+		for _, dev := range []string{"eth3", "eth2"} {
+			t.Run(fmt.Sprintf("%v, %s", cfg.Group, dev), func(t *testing.T) {
+				j, _ := twoLinks(t)
+				p := openPeers(t, j, cfg, "192.0.2.5:6400")
+				check := func(line string, want Change, is error) {
+					t.Helper()
+					j.IP(line)
+					j.Do(func() {
+						t.Helper()
+						if change, err := p.Check(); change != want || !errors.Is(err, is) || err != nil && !strings.Contains(err.Error(), dev) {
+							t.Errorf("after %q: %v: %v, want %v", line, change, err, want)
+						}
+					})
+				}
+				check("link set "+dev+" down", Away, ErrInterfaceDown)
+				j.IP("link set " + dev + " up")
+				nstest.Wait(t, "it to be as before", func() bool {
+					change, err := Away, error(nil)
+					j.Do(func() { change, err = p.Check() })
+					return change == Unchanged && err == nil
+				})
+			})
+		}
 	}
 }
