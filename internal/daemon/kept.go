@@ -20,14 +20,25 @@ const keptFor = 30 * time.Second
 // sync: how the instance was then. If the instance still is as one that went on from
 // there, its table was kept, and a restart of the daemon alone does not make its node
 // one that lacks anything but what was said meanwhile.
+//
+// That is nothing where the node goes on translating: its own kernel has what is new.
+// A backup lacks it, and must not call itself in sync before it has fetched it: where
+// there is a third node, that should take over. So an instance that has never
+// translated is not believed, though Jool 4.1.12 and later would tell whether it is the
+// same one: it counts the sessions that it was given (SSS_RCVD), as it does packets.
+// (Neither the number of sessions nor the machine's boot id tell that: an instance that
+// was made anew is filled again, without a boot.) To spare a backup the copy, the note
+// would have to say how far each sender's numbers had been heard, with all of that in
+// the kernel, so that the rest could be asked for by number. One that translated once,
+// and is a backup now, cannot be told from a node that translates and has no traffic: it
+// is believed, and lacks what was said within keptFor for as long as a copy takes.
 type note struct {
 	Written    time.Time `json:"written"`
 	Translated uint64    `json:"translated"` // packets
 	Sessions   uint64    `json:"sessions"`
 }
 
-// fits tells whether an instance with these counts may be the one that is noted. Of
-// one that has never translated nothing tells.
+// fits tells whether an instance with these counts may be the one that is noted.
 func (n *note) fits(translated, sessions uint64, now time.Time) bool {
 	age := now.Sub(n.Written)
 	return age >= 0 && age < keptFor && n.Translated > 0 && translated >= n.Translated && sessions >= n.Sessions/2
