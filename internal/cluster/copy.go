@@ -27,9 +27,12 @@ const (
 	ackEach  = 16
 	ackDelay = 20 * time.Millisecond
 
-	// What was not acked for so long, or while later ones were, is sent again.
+	// What was not acked for so long, or while later ones were, is sent again; the more
+	// patiently the longer acks take and the more often it was, so that a slow link is
+	// not filled with the same.
 	lostAfter    = 60 * time.Millisecond
 	silentAfter  = 300 * time.Millisecond
+	maxDoublings = 2
 	brokenAfter  = 3 * time.Second // on the taker's side
 	forsakeAfter = 10 * time.Second
 
@@ -58,6 +61,8 @@ type gift struct {
 	room    uint32 // that there is at the other side
 	ended   bool   // the last has been sent
 	heardAt time.Time
+	trip    time.Duration // until an ack comes, smoothed as RFC 6298 has it; 0 while that is not known
+	vary    time.Duration // and by how much that varies
 }
 
 // giftSlot is a datagram of a copy until it has come.
@@ -67,6 +72,7 @@ type giftSlot struct {
 	last   bool
 	come   bool
 	again  bool
+	times  int // that it was sent
 	sentAt time.Time
 }
 
@@ -93,18 +99,51 @@ func (n *Node) acked(p *peer, a *ack) {
 			continue
 		}
 		g.heardAt, g.room = n.now, uint32(a.room)
-		g.through = max(g.through, a.through)
+		for ; g.through < a.through; g.through++ {
+			g.came(&g.slots[g.through%copyWindow], n.now)
+		}
 		for i := range uint32(copyWindow) {
 			s, seen := &g.slots[(a.through+i)%copyWindow], a.seen>>i&1 == 1
 			switch index := a.through + i; {
 			case index < g.through || index >= g.next:
 			case seen:
-				s.come = true
-			case a.seen>>i != 0 && n.now.Sub(s.sentAt) >= lostAfter:
+				g.came(s, n.now)
+			case a.seen>>i != 0 && n.now.Sub(s.sentAt) >= g.patience():
 				s.again = true
 			}
 		}
 	}
+}
+
+// came says that a datagram has come. Of one that was sent twice it is not known which
+// was acked.
+func (g *gift) came(s *giftSlot, now time.Time) {
+	if s.come {
+		return
+	}
+	if s.come = true; s.times > 1 {
+		return
+	}
+	took := now.Sub(s.sentAt)
+	if g.trip == 0 {
+		g.trip, g.vary = took, took/2
+		return
+	}
+	g.vary += ((took - g.trip).Abs() - g.vary) / 4
+	g.trip += (took - g.trip) / 8
+}
+
+// patience is how long an ack may take.
+func (g *gift) patience() time.Duration {
+	if g.trip == 0 {
+		return silentAfter
+	}
+	return max(lostAfter, g.trip+4*g.vary)
+}
+
+// silent tells whether a datagram should have been acked long since.
+func (g *gift) silent(s *giftSlot, now time.Time) bool {
+	return now.Sub(s.sentAt) >= max(silentAfter, g.patience())<<min(s.times-1, maxDoublings)
 }
 
 // giveOn goes on with the copies that this node gives.
@@ -124,7 +163,7 @@ func (n *Node) giveOn() {
 func (n *Node) giveMore(g *gift) {
 	for index := g.through; index < g.next; index++ {
 		s := &g.slots[index%copyWindow]
-		if !s.come && (s.again || n.now.Sub(s.sentAt) >= silentAfter) {
+		if !s.come && (s.again || g.silent(s, n.now)) {
 			if !n.budget.copy.take(0, n.now) {
 				return
 			}
@@ -140,7 +179,7 @@ func (n *Node) giveMore(g *gift) {
 	for g.scanned && !g.ended && g.next-g.through < min(copyWindow, g.room) && n.budget.copy.take(0, n.now) {
 		first, second := &g.waiting[0], &g.waiting[1]
 		s := &g.slots[g.next%copyWindow]
-		s.second, s.come = second.before(first), false
+		s.second, s.come, s.times = second.before(first), false, 0
 		from := first
 		if s.second {
 			from = second
@@ -179,6 +218,7 @@ func (n *Node) scan(g *gift) {
 func (n *Node) sendPart(g *gift, index uint32) {
 	s := &g.slots[index%copyWindow]
 	s.sentAt, s.again = n.now, false
+	s.times++
 	flags := wire.Flags(0)
 	if s.second {
 		flags = wire.SecondHand

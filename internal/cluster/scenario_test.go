@@ -79,6 +79,32 @@ func TestALoneNodeServesAndALaterOneGetsItsTable(t *testing.T) {
 	})
 }
 
+func TestACopyOverASlowLinkIsNotSentAgainAndAgain(t *testing.T) {
+	for _, c := range []struct {
+		what  string
+		loss  float64
+		times float64 // as many bytes as the sessions have, at most
+	}{{"nothing lost", 0, 1.3}, {"a tenth lost", 0.1, 1.6}} {
+		s, a, b := pair(t, 20, false)
+		const sessions, second = 20_000, 125_000
+		b.stop(true)
+		a.born(sessions)
+		s.run(10 * time.Second)
+		s.narrow, s.loss = second, c.loss
+		before := a.total
+		b.start(false)
+		took := s.until(time.Minute, "synced", s.synced)
+		if n, _ := a.lacks(b, 0); n > 0 {
+			t.Errorf("%s: %d sessions are missing", c.what, n)
+		}
+		sent := float64(a.total-before) / (sessions * entrySize)
+		t.Logf("%s: %.2f times what the sessions take, in %v", c.what, sent, took)
+		if sent > c.times {
+			t.Errorf("%s: %.2f times as many bytes were sent as the sessions take", c.what, sent)
+		}
+	}
+}
+
 func TestWhatIsLostIsMadeUpFor(t *testing.T) {
 	forBoth(t, func(t *testing.T, keyed bool) {
 		for _, c := range []struct {

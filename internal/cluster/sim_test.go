@@ -29,7 +29,9 @@ type sim struct {
 
 	loss, twice float64
 	delay, vary time.Duration
-	cut         [][]bool // from, to
+	narrow      int           // bytes that reach a node in a second; 0: any
+	queued      time.Duration // for which any was held up by that
+	cut         [][]bool      // from, to
 
 	truth  map[uint64]*truth
 	ids    uint64
@@ -61,6 +63,7 @@ type simNode struct {
 	node     *Node
 	ticks    uint64 // only the tick of this count is true
 	tickAt   time.Time
+	busyTill time.Time // its link
 	socket   [][]byte
 	senders  []*simNode
 	room     int
@@ -360,6 +363,14 @@ func (n *simNode) transmit(to *simNode, b []byte) {
 	}
 	for range times {
 		d := n.delay + time.Duration(n.r.Int64N(int64(n.vary)+1))
+		if n.narrow > 0 {
+			if to.busyTill.Before(n.now) {
+				to.busyTill = n.now
+			}
+			to.busyTill = to.busyTill.Add(time.Duration(len(b)+48) * time.Second / time.Duration(n.narrow))
+			n.queued = max(n.queued, to.busyTill.Sub(n.now))
+			d += to.busyTill.Sub(n.now)
+		}
 		n.after(d, func() { to.arrive(n, b) })
 	}
 }
@@ -454,7 +465,7 @@ func (n *simNode) accept(r *record) (news bool) {
 
 // slack is how much longer a session may live than it would: each way that it is
 // sent adds what the network delays it, and a stop that is too short to be noticed.
-func (s *sim) slack() time.Duration { return 10*(s.delay+s.vary) + stopped }
+func (s *sim) slack() time.Duration { return 10*(s.delay+s.vary+s.queued) + stopped }
 
 func (n *simNode) insert(r *record) {
 	if len(n.free) > 0 {

@@ -101,10 +101,12 @@ func (d *Daemon) sweep(ctx context.Context, l *link, all bool, rate int, tell fu
 	}
 
 	var table []session.Session
-	if all { // room for the table at once, instead of growing into it
-		if stats, err := l.Stats(ctx); err == nil {
-			table = make([]session.Session, 0, min(stats.Sessions+stats.Sessions/16, 2*batch.MaxTable))
+	if stats, err := l.Stats(ctx); err == nil { // room for what goes out at once, instead of growing into it
+		n := stats.Sessions
+		if !all {
+			d.out.with(func(t *batch.Table) { n -= min(n, uint64(t.Counts().Sessions)) })
 		}
+		table = make([]session.Session, 0, min(n+n/16, 2*batch.MaxTable))
 	}
 	number := d.out.beginSweep()
 	keep := func(page []session.Session) []session.Session { return d.out.lacking(l, page, all, time.Now()) }

@@ -35,7 +35,7 @@ var suites = []struct{ program, tests string }{
 var mixed = []string{"J4.1.9-K4.1.15", "J4.1.15-K4.1.9"}
 
 // once are scenarios in which nothing depends on Jool's version: the last shows them all.
-var once = regexp.MustCompile(`^Test(Fault(TheSyncInterface|SendsThatAreRefused|Signals|ABigSweep)|Idle|Unit|Table(NoPeers|AnEmptied)|Cluster(Losses|ANode|Either|AReturning)|CBaselineA(LoadedTable|StackTrace)|Bench(SteadyTrafficLater|ABig|TheOrder))`)
+var once = regexp.MustCompile(`^Test(Fault(TheSyncInterface|SendsThatAreRefused|Signals|ABigSweep)|Idle|Unit|Table(NoPeers|AnEmptied)|Cluster(Losses|ANode|Another|Either|AReturning)|CBaselineA(LoadedTable|StackTrace)|Bench(SteadyTrafficLater|ABig|TheOrder))`)
 
 func TestLab(t *testing.T) {
 	ctx := context.Background()

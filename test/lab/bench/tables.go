@@ -16,6 +16,7 @@ var workloads = []struct{ name, title string }{
 	{"new", "40,000 new UDP flows, 8,000 a second"},
 	{"advertise", "40,000 sessions of mixed ages advertised"},
 	{"advertise-big", "500,000 sessions of mixed ages advertised"},
+	{"join-big", "500,000 sessions of mixed ages copied to a node that joins, new ones meanwhile, and new ones alone"},
 	{"flood", "60,000 packets of 1,000 UDP flows, as fast as the guest makes them"},
 	{"order", "100,000 sessions of mixed ages: what their order costs the receiver"},
 }
@@ -67,6 +68,7 @@ var targets = []struct {
 	{"advertise", ours, missing, 0, ""},
 	{"advertise", ours, arrived, 1, c},
 	{"advertise-big", ours, missing, 0, ""},
+	{"join-big", ours, missing, 0, ""},
 	{"flood", "ours, ss-capacity kept", dropped, 1, c},
 	{"flood", ours, dropped, 0, ""},
 	{"order", "ours, in the table's order", insertion, 1.5, "ours, sorted"},
@@ -117,15 +119,24 @@ func tell(w io.Writer, all []guest.Figure) {
 			continue
 		}
 		fmt.Fprintf(w, "\n### %s: %s\n\n", workload.name, workload.title)
-		fmt.Fprintln(w, "| Jool | daemon | rounds | seconds | packets/s | messages | dropped | datagrams | entries injected | at the peer | ticks J + K | of them system | sleeps J + K | MiB J, K |")
-		fmt.Fprintln(w, "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+		lags := slices.ContainsFunc(figures, func(f median) bool { return f.Workload == workload.name && f.LagMost > 0 })
+		head, line := "| Jool | daemon | rounds | seconds | packets/s | messages | dropped | datagrams | entries injected | at the peer | ticks J + K | of them system | sleeps J + K | MiB J, K |",
+			"| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+		if lags {
+			head, line = head+" a new one after: half of them, all |", line+" --- |"
+		}
+		fmt.Fprintf(w, "%s\n%s\n", head, line)
 		for _, f := range figures {
 			if f.Workload != workload.name {
 				continue
 			}
-			fmt.Fprintf(w, "| %s | %s | %d | %.1f | %.0f | %s | %s | %d | %d | %d of %d | %d + %d | %d + %d | %d + %d | %.1f, %.1f |\n", f.Jool, f.Daemon, f.rounds,
+			fmt.Fprintf(w, "| %s | %s | %d | %.1f | %.0f | %s | %s | %d | %d | %d of %d | %d + %d | %d + %d | %d + %d | %.1f, %.1f |", f.Jool, f.Daemon, f.rounds,
 				f.Seconds, float64(f.Packets)/f.Seconds, counted(f.Messages), counted(f.Dropped), f.Datagrams, f.Injected, f.AtPeer, f.Of, f.TicksJ, f.TicksK, f.SystemJ, f.SystemK,
 				f.SleepsJ, f.SleepsK, float64(f.ResidentJ)/1024, float64(f.ResidentK)/1024)
+			if lags {
+				fmt.Fprintf(w, " %d ms, %d ms |", f.LagHalf, f.LagMost)
+			}
+			fmt.Fprintln(w)
 		}
 	}
 }
@@ -173,6 +184,7 @@ func medians(all []guest.Figure) (joined []median) {
 			func(f *guest.Figure) *int { return &f.SystemK }, func(f *guest.Figure) *int { return &f.SleepsJ },
 			func(f *guest.Figure) *int { return &f.SleepsK }, func(f *guest.Figure) *int { return &f.ResidentJ },
 			func(f *guest.Figure) *int { return &f.ResidentK },
+			func(f *guest.Figure) *int { return &f.LagHalf }, func(f *guest.Figure) *int { return &f.LagMost },
 		} {
 			*n(&m.Figure) = int(middle(same, func(f *guest.Figure) float64 { return float64(*n(f)) }))
 		}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,6 +26,7 @@ type Figure struct {
 	Messages               int     // of J's module to its daemon; -1 where it does not count them
 	Dropped                int     // entries for which J's module had no room; -1 where it does not count them
 	ResidentJ, ResidentK   int     // KiB, at most
+	LagHalf, LagMost       int     // ms until a new session was in K, of the median and of the slowest; 0 where that was not looked at
 }
 
 // FigureMark begins a line of a test's output that is a Figure, as JSON.
@@ -51,8 +53,9 @@ const (
 type Bench struct {
 	*Lab
 	Workload, Daemon string
-	j, k             *Process
-	ours             bool // K's daemon can be asked
+	j, k             *Process // k is nil until it is started
+	ours             bool     // K's daemon can be asked
+	lags             []time.Duration
 }
 
 // Bench starts daemons on J and K and waits until both serve.
@@ -72,6 +75,7 @@ func (l *Lab) Bench(workload, name string, j, k Daemon) *Bench {
 // Measure does some work and says what it cost. The work returns how many packets it had translated and how long it took.
 func (b *Bench) Measure(work func() (packets int, took time.Duration)) {
 	b.t.Helper()
+	b.lags = nil
 	before := b.usage()
 	packets, took := work()
 	after := b.rest()
@@ -93,6 +97,9 @@ func (b *Bench) Measure(work func() (packets int, took time.Duration)) {
 	}
 	_, f.ResidentJ = b.j.Memory()
 	_, f.ResidentK = b.k.Memory()
+	if slices.Sort(b.lags); len(b.lags) > 0 {
+		f.LagHalf, f.LagMost = int(p50(b.lags).Milliseconds()), int(b.lags[len(b.lags)-1].Milliseconds())
+	}
 	line, err := json.Marshal(f)
 	if err != nil {
 		b.t.Fatalf("%v", err)
@@ -131,8 +138,11 @@ func (b *Bench) rest() usage {
 func (b *Bench) usage() (u usage) {
 	b.t.Helper()
 	u.ticksJ, u.systemJ = b.j.ticks()
-	u.ticksK, u.systemK = b.k.ticks()
-	u.sleepsJ, u.sleepsK = b.j.Sleeps(), b.k.Sleeps()
+	u.sleepsJ = b.j.Sleeps()
+	if b.k != nil {
+		u.ticksK, u.systemK = b.k.ticks()
+		u.sleepsK = b.k.Sleeps()
+	}
 	u.sent, u.read = b.J.udp6("Udp6OutDatagrams"), b.K.udp6("Udp6InDatagrams")
 	u.bytes = b.number(strings.TrimSpace(b.J.Run("cat", "/sys/class/net/eth2/statistics/tx_bytes")))
 	switch {
@@ -140,7 +150,7 @@ func (b *Bench) usage() (u usage) {
 		b.K.asking(func(k *jool) (err error) { u.injected, err = k.stat(statSSSRcvd); return err })
 		b.J.asking(func(j *jool) (err error) { u.dropped, err = j.stat(statSSSNoSpace); return err })
 		b.J.asking(func(j *jool) (err error) { u.messages, err = j.stat(statPktSent); return err })
-	case b.ours:
+	case b.ours && b.k != nil:
 		status, err := b.K.status()
 		if err != nil {
 			b.t.Fatalf("%v", err)
@@ -148,6 +158,12 @@ func (b *Bench) usage() (u usage) {
 		u.injected = int(status.Kernel.Injected)
 	}
 	return u
+}
+
+// lag makes a session in J and notes how long it takes to be in K.
+func (b *Bench) lag(id uint16) {
+	b.t.Helper()
+	b.lags = append(b.lags, b.Lag(id))
 }
 
 // udp6 is one of the counters that the node's kernel keeps of UDP over IPv6. Nothing but its daemon uses that.

@@ -91,6 +91,37 @@ func advertise(t *testing.T, n int, workload string, sessions int) {
 	})
 }
 
+// TestBenchABigJoin starts a daemon on K, whose table is empty, while J has many sessions and makes new ones. Then it looks at new ones without that.
+func TestBenchABigJoin(t *testing.T) {
+	const sessions = 500_000
+	l := New(t, Config{})
+	l.J.Load(l.IdleTable(sessions, oneAge))
+	b := &Bench{Lab: l, Workload: "join-big", Daemon: Ours.Name, ours: true}
+	b.j = l.J.StartDaemon(Ours, SyncGroup6)
+	l.J.WaitReady(sessions)
+	ids := uint16(0)
+	b.Measure(func() (int, time.Duration) {
+		start := time.Now()
+		b.k = l.K.StartDaemon(Ours, SyncGroup6)
+		for l.K.Count() < sessions && time.Since(start) < limit {
+			ids++
+			b.lag(ids)
+		}
+		return int(ids), time.Since(start)
+	})
+	l.K.WaitVerified(l.J)
+
+	b.Daemon = "ours, nothing to copy"
+	b.Measure(func() (int, time.Duration) {
+		start := time.Now()
+		for range 100 {
+			ids++
+			b.lag(ids)
+		}
+		return 100, time.Since(start)
+	})
+}
+
 // TestBenchTheOrderOfSessions sends a table to either daemon in the order that the C daemon sends it in, the table's own, and oldest first, as
 // joold does. What the order costs is the system time of K's daemon.
 func TestBenchTheOrderOfSessions(t *testing.T) {

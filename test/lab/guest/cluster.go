@@ -102,6 +102,16 @@ func (n *Node) WaitVerified(other *Node) {
 	})
 }
 
+// WaitReady waits until the node's daemon knows so many sessions and can give them to others: it is synced or alone.
+func (n *Node) WaitReady(sessions int) {
+	n.lab.t.Helper()
+	n.lab.Wait(fmt.Sprintf("%s's daemon knows %d sessions, and is synced or alone", n.Name, sessions), func() (string, bool) {
+		s := n.Status(n.lab.Instance)
+		return fmt.Sprintf("%+v %+v", s.Table, s.Cluster),
+			s.Table.Sessions >= sessions && s.Table.Sweeps > 0 && s.Table.Pending == 0 && s.Cluster != nil && s.Cluster.State != "syncing"
+	})
+}
+
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
 // StartCluster starts the daemon on both nodes and waits until each knows to have all that the other has.

@@ -12,11 +12,14 @@ import (
 func TestClusterLossesAreMadeUpFor(t *testing.T) {
 	l := New(t, Config{NoInstance: true})
 	for _, c := range []struct {
-		name, loss string
-		keyed      bool
+		name  string
+		netem string
+		flows int
+		keyed bool
 	}{
-		{"one datagram in ten", "10%", false},
-		{"three datagrams in ten, which are encrypted", "30%", true},
+		{"one datagram in ten", "loss 10% duplicate 1% delay 10ms reorder 99%", 20_000, false},
+		{"three datagrams in ten, which are encrypted", "loss 30% duplicate 1% delay 10ms reorder 99%", 20_000, true},
+		{"one in ten, where each takes 50 ms, give or take 20", "loss 10% delay 50ms 20ms", 5000, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l.Part(t, Config{})
@@ -25,13 +28,12 @@ func TestClusterLossesAreMadeUpFor(t *testing.T) {
 				daemon = daemon.With(l.Key()...)
 			}
 			j, k := l.StartCluster(daemon)
-			netem := "loss " + c.loss + " duplicate 1% delay 10ms reorder 99%"
-			mendJ, mendK := l.J.Impair(netem), l.K.Impair(netem)
+			mendJ, mendK := l.J.Impair(c.netem), l.K.Impair(c.netem)
 
-			l.Flows(20_000, 8000)
+			l.Flows(c.flows, 8000)
 			made := l.J.Count() // J's interface may drop what comes too fast
-			if made < 18_000 {
-				t.Fatalf("J has %d sessions of 20,000 flows", made)
+			if made < c.flows*9/10 {
+				t.Fatalf("J has %d sessions of %d flows", made, c.flows)
 			}
 			took := l.K.WaitCount(made)
 			toJ, toK := mendJ(), mendK()
@@ -67,11 +69,7 @@ func TestClusterANodeJoinsByItself(t *testing.T) {
 			l.Part(t, Config{})
 			l.J.Load(table)
 			j := l.J.StartDaemon(Ours, SyncGroup6)
-			l.Wait("J's daemon knows them, and is synced or alone", func() (string, bool) {
-				s := l.J.Status(l.Instance)
-				return fmt.Sprintf("%+v %+v", s.Table, s.Cluster),
-					s.Table.Sessions >= len(table) && s.Table.Sweeps > 0 && s.Table.Pending == 0 && s.Cluster != nil && s.Cluster.State != "syncing"
-			})
+			l.J.WaitReady(len(table))
 			var k *Process
 			if c.anew {
 				k = l.K.StartDaemon(Ours, SyncGroup6)
@@ -113,6 +111,43 @@ func TestClusterANodeJoinsByItself(t *testing.T) {
 			l.Lives(j, k)
 		})
 	}
+}
+
+func TestClusterAnotherGoesOnWhereAGiverDied(t *testing.T) {
+	l := New(t, Config{})
+	table := l.IdleTable(20_000, tcpEstablished/10)
+	l.J.Load(table)
+	daemons := map[*Node]*Process{l.J: l.J.StartDaemon(Ours, SyncGroup6)}
+	l.J.WaitReady(len(table))
+	m := l.Third()
+	daemons[m] = m.StartDaemon(Ours, SyncGroup6)
+	m.WaitVerified(l.J)
+
+	l.K.Impair("rate 1mbit") // so that a copy takes several seconds
+	given := map[*Node]uint64{}
+	for n := range daemons {
+		given[n] = n.Status(l.Instance).Cluster.CopiesGiven
+	}
+	k := l.K.StartDaemon(Ours, SyncGroup6)
+	l.K.WaitCount(2000)
+	giver, other := l.J, m
+	if l.J.Status(l.Instance).Cluster.CopiesGiven == given[l.J] {
+		giver, other = m, l.J
+	}
+	daemons[giver].Kill()
+	have := l.K.Count()
+
+	l.K.WaitCount(len(table))
+	if n := Missing(table, l.K.Sessions()); n > 0 {
+		t.Errorf("K lacks %d sessions", n)
+	}
+	l.K.WaitVerified(other)
+	of := l.K.Status(l.Instance).Cluster
+	t.Logf("K had %d sessions when %s died; of its copies %d were broken off, %d became whole", have, giver.Name, of.CopiesBroken, of.CopiesTaken)
+	if of.CopiesBroken == 0 || of.CopiesTaken == 0 {
+		t.Error("no copy was broken off, or none became whole")
+	}
+	l.Lives(daemons[other], k)
 }
 
 func TestClusterANodeThatWasCutOffCatchesUp(t *testing.T) {

@@ -3,6 +3,9 @@
 package guest
 
 import (
+	"fmt"
+	"maps"
+	"slices"
 	"testing"
 	"time"
 )
@@ -43,6 +46,34 @@ func TestMixedSessionsAreMirrored(t *testing.T) {
 		l.mirrors(C, Ours, SyncGroup6)
 		l.hears(l.K, l.J)
 	})
+}
+
+// Here K has a clock of its own.
+func TestMixedAClockThatIsSetTurnsNothingBack(t *testing.T) {
+	l := New(t, Config{})
+	k, j := l.K.StartDaemon(Ours, SyncGroup6), l.J.StartDaemon(Ours, SyncGroup6)
+	l.J.WaitVerified(l.K)
+	l.K.WaitVerified(l.J)
+	const flows = 500
+	f := &Fresh{lab: l}
+	for i, by := range []int{0, 3600, -7200, 3600} {
+		l.K.Sh(fmt.Sprintf("date -s @$(($(date +%%s) + %d))", by))
+		f.Make(flows, 1000)
+		table := slices.Collect(maps.Values(l.J.Sessions()))
+		if want := (i + 1) * flows; len(table) < want {
+			t.Fatalf("J has %d sessions of %d flows", len(table), want)
+		}
+		l.K.WaitSessions(table)
+		l.K.WaitVerified(l.J)
+	}
+	const margin = time.Minute // what K knows of a session may be a refresh old
+	have := l.K.Sessions()
+	for id, s := range l.J.Sessions() {
+		if d := have[id].Expires - s.Expires; d > margin || d < -margin {
+			t.Fatalf("%v lives for %v in K and for %v in J", id, have[id].Expires, s.Expires)
+		}
+	}
+	l.Lives(j, k)
 }
 
 func TestMixedAdvertisedTablesArriveWhole(t *testing.T) {
