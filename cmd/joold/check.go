@@ -124,5 +124,8 @@ func (want checks) judge(s *control.Status) (said string, err error) {
 	case want.lag > 0 && lag > want.lag:
 		return "", found(exitLag, "%s, but lost datagrams have been missing for %v%s", c.State, lag.Round(time.Millisecond), warning)
 	}
+	if c.State == "synced" && !accompanied { // it goes on: there is no better one
+		warning = "; no other node of joold is heard now" + warning
+	}
 	return fmt.Sprintf("%s: %s; %d sessions%s", c.State, c.Why, c.Sessions, warning), nil
 }

@@ -31,6 +31,7 @@ func TestACheckTellsByItsStatusHowANodeStands(t *testing.T) {
 		said   string
 	}{
 		{with(func(*control.Status) {}), "", exitOK, "synced: it has all that J has; 7 sessions"},
+		{with(func(s *control.Status) { s.Cluster.Nodes[0].Live = false }), "", exitOK, "7 sessions; no other node of joold is heard now"},
 		{with(func(s *control.Status) { s.Cluster.State, s.Cluster.Why = "syncing", "it has just started" }), "--allow-alone", exitSyncing, "syncing: it has just started"},
 		{alone, "", exitAlone, "gave up: no other node answers"},
 		{alone, "--allow-alone", exitOK, "gave up: no other node answers; 7 sessions"},

@@ -45,8 +45,10 @@ func NewInbox(capacity int) *Inbox {
 func (i *Inbox) Ready() <-chan struct{} { return i.ready }
 
 // Put takes sessions in. Where there is no room it drops those that are new to
-// it, and counts them; what it holds already is always brought up to date.
-func (i *Inbox) Put(sessions []session.Session, now time.Time) {
+// it, and counts them; what it holds already is always brought up to date. Those
+// that it dropped are what it returns, moved to the front of sessions.
+func (i *Inbox) Put(sessions []session.Session, now time.Time) (dropped []session.Session) {
+	dropped = sessions[:0]
 	i.mu.Lock()
 	for n := range sessions {
 		s := &sessions[n]
@@ -57,6 +59,7 @@ func (i *Inbox) Put(sessions []session.Session, now time.Time) {
 		}
 		if len(i.pending) >= i.capacity {
 			i.dropped++
+			dropped = append(dropped, *s)
 			continue
 		}
 		i.index[k] = len(i.pending)
@@ -67,6 +70,7 @@ func (i *Inbox) Put(sessions []session.Session, now time.Time) {
 	case i.ready <- struct{}{}:
 	default:
 	}
+	return dropped
 }
 
 // Clear throws away what waits.

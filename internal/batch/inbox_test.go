@@ -112,3 +112,12 @@ func BenchmarkInbox(b *testing.B) {
 		})
 	}
 }
+
+func TestAnInboxSaysWhatItDropped(t *testing.T) {
+	i := NewInbox(2)
+	some := []session.Session{udp(1, 1000), udp(2, 1000), udp(3, 1000), udp(1, 900), udp(4, 1000)}
+	dropped := i.Put(some, start)
+	if len(dropped) != 2 || dropped[0] != udp(3, 1000) || dropped[1] != udp(4, 1000) || i.Counts().Dropped != 2 {
+		t.Errorf("dropped %v", dropped)
+	}
+}

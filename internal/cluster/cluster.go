@@ -113,6 +113,7 @@ var (
 	controlRate = rate{32 << 10, 16 << 10}
 	repairRate  = rate{2 << 20, 128 << 10}
 	copyRate    = rate{4 << 20, 128 << 10}
+	detailRate  = rate{8 << 10, 8 << 10}
 )
 
 // Node is this node's part in a cluster. It is not safe for concurrent use. Times
@@ -153,7 +154,12 @@ type Node struct {
 	doubtTill time.Time     // an active node looks into those with others before
 
 	parts  [Parts]uint32
-	budget struct{ control, repair, copy allowance }
+	budget struct{ control, repair, copy, detail allowance }
+	told   struct { // the last lines that were told of this node's configuration
+		part Part
+		from uint16
+		at   time.Time
+	}
 	body   []byte
 	refs   []Ref
 	gaps   [maxRanges]wire.Range
@@ -185,6 +191,7 @@ func New(c Config, h Host, now time.Time) *Node {
 	n.budget.control = controlRate.full(now)
 	n.budget.repair = repairRate.full(now)
 	n.budget.copy = copyRate.full(now)
+	n.budget.detail = detailRate.full(now)
 	n.helloAt = now
 	n.state.since, n.state.lived = now, now
 	n.Configure(c)
@@ -214,9 +221,8 @@ func (n *Node) Configure(c Config) {
 	n.hurry()
 }
 
-// Lost says that the kernel's table is another one, which is empty.
-func (n *Node) Lost(why string) {
-	n.active = false
+// Lacks says that this node's kernel may lack anything, and why.
+func (n *Node) Lacks(why string) {
 	n.quest = nil
 	n.want(why)
 }
@@ -281,9 +287,6 @@ func (n *Node) Receive(dg *wire.Datagram, from netip.AddrPort, now time.Time) Re
 	if !n.trusts(p) || dg.Number < p.from || p.helloAt.IsZero() { // what its sessions' ages mean is not known before
 		n.counts.Unfresh++
 		return Reception{Verdict: Unfresh}
-	}
-	if !p.window.Begun() {
-		n.begin(p, dg.Number)
 	}
 	top := p.window.Top()
 	switch p.window.Note(dg.Number) {
@@ -406,6 +409,7 @@ func (n *Node) heard(p *peer, k kind, b []byte) {
 		}
 	case kindBye:
 		p.gone = true
+		n.gifts = slices.DeleteFunc(n.gifts, func(g *gift) bool { return g.to == p })
 	case kindRequest:
 		var to wire.Epoch
 		var ranges []wire.Range
@@ -440,7 +444,7 @@ func (n *Node) heard(p *peer, k kind, b []byte) {
 	case kindDetail:
 		var d detail
 		if d, ok = parseDetail(b); ok {
-			n.told(p, &d)
+			n.learn(p, &d)
 		}
 	default:
 		ok = false
@@ -479,7 +483,9 @@ func (n *Node) Tick(now time.Time, active bool) {
 	n.clock(now)
 	if n.active != active {
 		n.active = active
-		n.doubt()
+		if !now.Before(n.doubtTill) { // with little traffic it comes and goes
+			n.Doubt()
+		}
 		n.hurry()
 	}
 	for _, p := range slices.Clone(n.order) {
@@ -487,7 +493,7 @@ func (n *Node) Tick(now time.Time, active bool) {
 			n.forget(p)
 		} else if live := n.live(p); live != p.lived {
 			p.lived = live
-			n.doubt()
+			n.Doubt()
 		}
 	}
 	n.decide()

@@ -36,7 +36,9 @@ const (
 	brokenAfter  = 3 * time.Second // on the taker's side
 	forsakeAfter = 10 * time.Second
 
-	maxTries = 5 // at getting a copy begun
+	maxTries = 6 // at getting a copy begun
+
+	giftSpacing = time.Second // between the beginnings of two copies for the same node
 
 	// shunFor is how long a node is not asked that did not give; shunBusy if it
 	// said that it cannot now.
@@ -60,6 +62,7 @@ type gift struct {
 	next    uint32 // the first that was not sent yet
 	room    uint32 // that there is at the other side
 	ended   bool   // the last has been sent
+	begun   time.Time
 	heardAt time.Time
 	trip    time.Duration // until an ack comes, smoothed as RFC 6298 has it; 0 while that is not known
 	vary    time.Duration // and by how much that varies
@@ -78,8 +81,20 @@ type giftSlot struct {
 
 // give begins a copy, or says that it cannot be.
 func (n *Node) give(p *peer, f *fetch) {
-	if slices.ContainsFunc(n.gifts, func(g *gift) bool { return g.to == p && g.id == f.id }) {
+	if !p.fresh { // else anybody could have the table sent, and to anybody; it asks again
 		return
+	}
+	for _, g := range n.gifts {
+		if g.to != p {
+			continue
+		}
+		if g.id == f.id {
+			g.heardAt = n.now
+			return
+		}
+		if !g.over() && n.now.Sub(g.begun) < giftSpacing { // to go through the table has its price
+			return
+		}
 	}
 	n.gifts = slices.DeleteFunc(n.gifts, func(g *gift) bool { return g.to == p })
 	if n.state.is != Synced || len(n.gifts) >= maxGifts || !p.addr.IsValid() {
@@ -89,7 +104,7 @@ func (n *Node) give(p *peer, f *fetch) {
 		return
 	}
 	n.counts.Given++
-	n.gifts = append(n.gifts, &gift{to: p, addr: p.addr, id: f.id, chosen: f.buckets, room: copyWindow, heardAt: n.now})
+	n.gifts = append(n.gifts, &gift{to: p, addr: p.addr, id: f.id, chosen: f.buckets, room: copyWindow, begun: n.now, heardAt: n.now})
 }
 
 // acked takes in how far a copy has come.
@@ -146,6 +161,9 @@ func (g *gift) silent(s *giftSlot, now time.Time) bool {
 	return now.Sub(s.sentAt) >= max(silentAfter, g.patience())<<min(s.times-1, maxDoublings)
 }
 
+// over tells whether all has come.
+func (g *gift) over() bool { return g.ended && g.through == g.next }
+
 // giveOn goes on with the copies that this node gives.
 func (n *Node) giveOn() {
 	n.gifts = slices.DeleteFunc(n.gifts, func(g *gift) bool {
@@ -153,7 +171,7 @@ func (n *Node) giveOn() {
 			n.counts.Broken++
 			return true
 		}
-		return g.ended && g.through == g.next
+		return g.over()
 	})
 	for _, g := range n.gifts {
 		n.giveMore(g)
@@ -186,7 +204,15 @@ func (n *Node) giveMore(g *gift) {
 		}
 		s.refs = s.refs[:0]
 		for size := n.entries(partSize); len(s.refs) < size && len(*from) > 0; {
-			s.refs = append(s.refs, from.pop().Ref())
+			one := from.pop()
+			switch own := n.host.FirstHand(one.Ref()); {
+			case own != s.second:
+				s.refs = append(s.refs, one.Ref())
+			case own: // it has changed hands since
+				first.push(one)
+			default:
+				second.push(one)
+			}
 		}
 		s.last = len(*first)+len(*second) == 0
 		g.ended = s.last
@@ -246,6 +272,7 @@ type quest struct {
 	end     uint32 // how many datagrams it has; 0 while that is not known
 	room    uint16 // as last told
 	news    int
+	refused int
 }
 
 // receivePart takes in a datagram of a copy.
@@ -286,10 +313,12 @@ func (n *Node) receivePart(p *peer, dg *wire.Datagram) Reception {
 	return Reception{Verdict: Taken, From: p.number, Order: d.asOf, Copied: true, Timeouts: p.hello.Timeouts}
 }
 
-// Learned says that so many sessions of a datagram that was Copied were news here.
-func (n *Node) Learned(news int) {
+// Learned says of a datagram that was Copied how many sessions were news here, and how
+// many entries were refused.
+func (n *Node) Learned(news, refused int) {
 	if n.quest != nil {
 		n.quest.news += news
+		n.quest.refused += refused
 	}
 }
 
@@ -328,11 +357,14 @@ func (n *Node) takeOn() {
 		}
 		return
 	}
+	room := n.room()
+	if q.room == 0 { // then it should be silent
+		q.heardAt = n.now
+	}
 	if n.now.Sub(q.heardAt) > brokenAfter {
 		n.endQuest("its giver fell silent")
 		return
 	}
-	room := n.room()
 	if q.room < copyWindow/2 && room > copyWindow/2 {
 		q.due(n.now)
 	}
@@ -368,6 +400,7 @@ func (n *Node) room() uint16 { return uint16(min(n.host.Room()/n.entries(partSiz
 // seek looks for somebody who can give what this node wants.
 func (n *Node) seek() {
 	switch {
+	case n.room() == 0: // the kernel takes nothing, or has more to take in than is good
 	case !n.state.wants:
 		n.investigate()
 	case n.now.Sub(n.state.wantAt) >= gather:
@@ -417,7 +450,7 @@ func (n *Node) endQuest(why string) {
 	n.quest = nil
 	n.counts.Broken++
 	q.from.shunTill = n.now.Add(shunFor)
-	if q.all {
+	if q.all && n.state.is != Synced {
 		n.state.why = "a copy from " + q.from.hello.Name + " was broken off: " + why
 	}
 }
@@ -425,7 +458,7 @@ func (n *Node) endQuest(why string) {
 // finish says what a copy was good for.
 func (n *Node) finish(q *quest) {
 	for i := range q.from.equalAt {
-		if q.all || q.chosen.Has(i) {
+		if q.refused == 0 && (q.all || q.chosen.Has(i)) {
 			q.from.equalAt[i], q.from.differs[i] = n.now, 0
 		}
 	}

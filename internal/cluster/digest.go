@@ -85,12 +85,9 @@ func (n *Node) investigated(news int) {
 	n.quietTill = n.now.Add(n.backoff + n.jitter(firstBackoff))
 }
 
-// doubt has differences looked into, although that was in vain before.
-func (n *Node) doubt() {
+// Doubt has differences looked into, although that was in vain before: what was refused
+// then, as for a mask that was not in pool4, would be taken now.
+func (n *Node) Doubt() {
 	n.backoff, n.quietTill = 0, n.now.Add(n.jitter(firstBackoff))
 	n.doubtTill = n.now.Add(doubtFor)
 }
-
-// Doubt says that sessions which were refused before, as for a mask that was not in
-// pool4, would be taken now.
-func (n *Node) Doubt() { n.doubt() }

@@ -29,7 +29,8 @@ const (
 // gapState is how far the search for a peer's lost datagrams is.
 type gapState struct {
 	holes  bool      // some number may be missing
-	since  time.Time // and one was at any time since then
+	since  time.Time // and the lowest of them was then
+	lowest uint64    // which is that, once it was asked for
 	mark   uint64    // what was the top at markAt
 	markAt time.Time // so those up to mark have been missing since then
 	ripe   uint64    // and those up to this long enough
@@ -45,7 +46,7 @@ func (n *Node) chases(p *peer) bool {
 // hole says that some number below top is missing.
 func (g *gapState) hole(top uint64, now time.Time) {
 	if !g.holes {
-		g.holes, g.since, g.mark, g.markAt = true, now, top, now
+		g.holes, g.since, g.lowest, g.mark, g.markAt = true, now, 0, top, now
 	}
 }
 
@@ -69,7 +70,14 @@ func (n *Node) chase(p *peer) {
 	gaps := p.window.AppendGaps(n.gaps[:0], p.ripe)
 	if len(gaps) == 0 {
 		p.holes = len(p.window.AppendGaps(n.gaps[:0:1], p.window.Top())) > 0
+		p.since, p.lowest = p.markAt, 0
 		return
+	}
+	if lowest := gaps[0].First; p.lowest != lowest {
+		if p.lowest != 0 { // what has been missing since then is no longer
+			p.since = p.markAt
+		}
+		p.lowest = lowest
 	}
 	if !n.control(datagramSize(14 + len(gaps)*rangeSize)) {
 		return

@@ -465,3 +465,101 @@ func FuzzWhateverIsSaidIsBorne(f *testing.F) {
 		}
 	})
 }
+
+func TestACopyWaitsForATakerWhoseKernelHasMoreToTakeIn(t *testing.T) {
+	s, a, b := pair(t, 21, false)
+	a.born(20_000)
+	b.stop(true)
+	s.run(10 * time.Second)
+	b.start(false)
+	s.until(5*time.Second, "begun", func() bool { return b.node.quest != nil && b.node.quest.through > 3 })
+	b.room = 0
+	s.run(20 * time.Second)
+	b.room = 1 << 17
+	s.until(5*time.Second, "synced", s.synced)
+	if c := b.node.counts; c.Broken > 0 || c.Taken != 1 {
+		t.Errorf("%d copies were broken off, and %d taken", c.Broken, c.Taken)
+	}
+}
+
+func TestTheLagIsThatOfTheOldestThatIsMissingStill(t *testing.T) {
+	s, a, b := pair(t, 22, false)
+	s.loss = 0.1
+	for range 300 { // 30 s in which something is always missing
+		a.born(400)
+		s.run(100 * time.Millisecond)
+		for _, p := range b.node.order {
+			if p.holes && b.node.now.Sub(p.since) > 5*time.Second {
+				t.Fatalf("after %v something is said to be missing for %v", s.elapsed(), b.node.now.Sub(p.since))
+			}
+		}
+	}
+}
+
+func TestRecordingsOfForgottenRunsDoNotKeepANewNodeOut(t *testing.T) {
+	s, a, b := pair(t, 23, true)
+	b.stop(true)
+	s.run(time.Second)
+	b.start(true)
+	known := func() bool {
+		p := b.node.peers[a.node.cfg.Epoch]
+		return p != nil && b.node.live(p)
+	}
+	for i := 0; !known(); i++ {
+		if i > 500 {
+			t.Fatal("it does not get to know the other node")
+		}
+		for range 2 * maxPeers / 10 {
+			var e wire.Epoch
+			s.random(e[:])
+			b.node.Receive(&wire.Datagram{Stamp: wire.Stamp{Epoch: e, Number: 7}}, b.addr, b.clock())
+		}
+		s.run(10 * time.Millisecond)
+	}
+}
+
+func TestWhoHasNotHeardThisNodeIsGivenNoCopy(t *testing.T) {
+	s, a, _ := pair(t, 24, false)
+	s.run(time.Second)
+	var e wire.Epoch
+	s.random(e[:])
+	forged := func(number uint64, body []byte) {
+		dg := wire.Datagram{Stamp: wire.Stamp{Epoch: e, Number: wire.Apart | number}}
+		dg.Body = body
+		a.node.Receive(&dg, a.addr, a.clock())
+	}
+	f := fetch{about{a.node.cfg.Epoch, 7}, session.AllBuckets}
+	forged(1, someHello().append(nil))
+	forged(2, f.append(nil))
+	if n := len(a.node.gifts); n > 0 {
+		t.Errorf("it is given %d", n)
+	}
+}
+
+func TestTheSameLinesAreToldOnceToAll(t *testing.T) {
+	s := newSim(t, 25, 12, false)
+	for _, n := range s.nodes {
+		n.start(false)
+	}
+	s.until(5*time.Second, "synced", s.synced)
+	odd := s.nodes[0]
+	c := odd.node.cfg
+	c.Parts[Pool4] = []string{"another"}
+	details := 0
+	odd.tap = func(b []byte) {
+		if dg, _ := wire.Parse(b); dg.Number >= wire.Apart && kindOf(dg.Body) == kindDetail {
+			details++
+		}
+	}
+	odd.node.Configure(c)
+	s.run(10 * time.Second)
+	for _, n := range s.nodes[1:] {
+		said := n.node.unlikeness(n.node.peers[odd.node.cfg.Epoch])
+		if len(said) != 1 || !strings.Contains(said[0], "only there: another") {
+			t.Fatalf("%v says %q", n, said)
+		}
+	}
+	if details > 3 {
+		t.Errorf("the same was told %d times", details)
+	}
+}

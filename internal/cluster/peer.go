@@ -79,7 +79,7 @@ func (n *Node) forget(p *peer) {
 	if n.quest != nil && n.quest.from == p {
 		n.endQuest("its giver has gone")
 	}
-	if n.cfg.Keyed {
+	if n.cfg.Keyed && p.fresh { // of any other nothing has counted under this challenge
 		n.renewChallenge()
 	}
 }
@@ -119,7 +119,9 @@ func (n *Node) begin(p *peer, number uint64) {
 	if number > ringSpan/2 {
 		p.window.Expect(number)
 		p.skip(number - 1)
-		n.want("it has met a node that was there for long")
+		if differs := p.hello.Digest.Differs(n.host.Digest()); differs.Len() > 0 {
+			n.want("it has met a node that was there for long")
+		}
 		return
 	}
 	p.window.Expect(1)
@@ -159,6 +161,9 @@ func (n *Node) sent(p *peer, last uint64) {
 // settle says that nothing more is to be expected of these numbers. What comes
 // under them all the same is a duplicate.
 func (p *peer) settle(g wire.Range) {
+	if !p.window.Begun() {
+		return
+	}
 	p.asks = 0
 	top := p.window.Top()
 	first, last := g.First, min(g.Last, top)

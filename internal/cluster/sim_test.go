@@ -421,7 +421,7 @@ func (n *simNode) receive(from *simNode, b []byte) {
 		}
 	}
 	if rec.Copied {
-		n.node.Learned(news)
+		n.node.Learned(news, 0)
 	}
 }
 

@@ -30,6 +30,10 @@ type Configuration [Parts][]string
 const (
 	// maxLines of a part are compared one by one.
 	maxLines = 4096
+	maxBytes = 64 << 10 // of them all
+
+	// tellAgain is between two tellings of the same lines, which go to all.
+	tellAgain = 100 * time.Millisecond
 
 	// askLinesAgain is between two questions for a part's lines, and maxNamed how many
 	// of those that differ are named.
@@ -62,7 +66,9 @@ func hashLines(lines []string) uint32 {
 type unlike struct {
 	hash  uint32 // the part's that lines are of
 	lines []string
+	bytes int
 	whole bool
+	said  string // how it differs, once that is known
 	askAt time.Time
 }
 
@@ -77,7 +83,7 @@ func (n *Node) compareParts(p *peer) {
 		if u.hash != theirs {
 			*u = unlike{hash: theirs, askAt: u.askAt}
 		}
-		if u.whole || n.now.Before(u.askAt) || !n.control(datagramSize(16)) {
+		if u.whole || !p.fresh || n.now.Before(u.askAt) || !n.control(datagramSize(16)) {
 			continue
 		}
 		n.askLines(p, Part(i))
@@ -95,22 +101,34 @@ func (n *Node) askLines(p *peer, part Part) {
 func (n *Node) tell(a *ask) {
 	lines := n.cfg.Parts[a.part]
 	lines = lines[:min(len(lines), maxLines)]
-	if int(a.from) > len(lines) || !n.control(datagramSize(n.cfg.Payload)) {
+	repeats := a.part == n.told.part && a.from == n.told.from && n.now.Sub(n.told.at) < tellAgain
+	if int(a.from) > len(lines) || repeats || !n.budget.detail.take(datagramSize(n.cfg.Payload), n.now) {
 		return
 	}
+	n.told.part, n.told.from, n.told.at = a.part, a.from, n.now
 	d := detail{part: a.part, hash: n.parts[a.part], from: a.from, total: uint16(len(lines)), lines: lines[a.from:]}
 	n.say(d.append(n.body[:0], n.cfg.Payload-2))
 }
 
-// told takes in lines of p's, whoever asked for them.
-func (n *Node) told(p *peer, d *detail) {
+// learn takes in lines of p's, whoever asked for them.
+func (n *Node) learn(p *peer, d *detail) {
 	u := &p.unlike[d.part]
-	if u.hash != d.hash || d.hash == n.parts[d.part] || u.whole || int(d.from) != len(u.lines) || d.total > maxLines {
+	if !p.fresh || u.hash != d.hash || d.hash == n.parts[d.part] || u.whole || int(d.from) != len(u.lines) || d.total > maxLines {
 		return
 	}
 	u.lines = append(u.lines, d.lines...)
-	if u.whole = len(u.lines) == int(d.total); !u.whole && len(d.lines) > 0 && n.control(datagramSize(16)) {
+	for _, l := range d.lines {
+		u.bytes += len(l)
+	}
+	switch u.whole = len(u.lines) == int(d.total) || u.bytes > maxBytes; {
+	case !u.whole && len(d.lines) > 0 && n.control(datagramSize(16)):
 		n.askLines(p, d.part)
+	case u.whole && u.bytes <= maxBytes && hashLines(u.lines) == u.hash:
+		here, there := apart(n.cfg.Parts[d.part], u.lines)
+		u.said = fmt.Sprintf("only here: %s; only there: %s", some(here), printable(some(there)))
+	}
+	if u.whole {
+		u.lines = nil
 	}
 }
 
@@ -120,11 +138,10 @@ func (n *Node) unlikeness(p *peer) (said []string) {
 		part, u := Part(i), &p.unlike[i]
 		switch {
 		case u.hash == 0 && u.lines == nil && !u.whole:
-		case !u.whole || hashLines(u.lines) != u.hash:
+		case u.said == "":
 			said = append(said, fmt.Sprintf("%s differs", part))
 		default:
-			here, there := apart(n.cfg.Parts[i], u.lines)
-			said = append(said, fmt.Sprintf("%s: only here: %s; only there: %s", part, some(here), printable(some(there))))
+			said = append(said, fmt.Sprintf("%s: %s", part, u.said))
 		}
 	}
 	return said

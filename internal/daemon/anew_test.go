@@ -72,3 +72,26 @@ func TestWhatAnInstanceThatWentAwayWasNotGivenIsCountedAsDropped(t *testing.T) {
 		}
 	})
 }
+
+func TestASettingThatSomebodyChangesIsSetAgainAndTheInstanceServedOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newModelKernel(session.Enc4113)
+		k.globals.Set(nlchan.SSFlushDeadline, 2000)
+		k.globals.Set(nlchan.SSCapacity, 512)
+		k.stats.Translated = 9
+		b := startLevel(t, k, func(cfg *config.Config) { *cfg = *configOf(t) }, 0)
+		time.Sleep(time.Minute)
+		wanted, _ := k.globals.Get(nlchan.SSFlushDeadline)
+		epoch := b.signer.Epoch()
+
+		k.set(func() { k.globals.Set(nlchan.SSFlushDeadline, 100) })
+		b.g.in <- encode(session.Enc4113, wkp, udp(1, 300_000))
+		time.Sleep(time.Minute)
+		if is, _ := k.globals.Get(nlchan.SSFlushDeadline); is != wanted || wanted == 2000 {
+			t.Errorf("ss-flush-deadline is %d, was set to %d", is, wanted)
+		}
+		if b.signer.Epoch() != epoch || b.link.Load() == nil {
+			t.Error("the instance was taken for another")
+		}
+	})
+}

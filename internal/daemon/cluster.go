@@ -203,13 +203,24 @@ func (o *outlet) receive(l *link, dg *wire.Datagram, from netip.AddrPort, now ti
 	return o.member.Receive(dg, from, now), true
 }
 
-// learned says how many sessions of a copy's datagram were not known.
-func (o *outlet) learned(l *link, news int) {
+// learned says how many sessions of a copy's datagram were not known, how many entries
+// were refused, and how many will wait for the kernel.
+func (o *outlet) learned(l *link, news, refused, wait int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.link == l {
-		o.member.Learned(news)
-		o.member.behind = o.member.behind || news > 0
+		o.member.Learned(news, refused)
+		o.member.behind = o.member.behind || wait > 0
+	}
+}
+
+// lacks says that l may lack whatever the others have.
+func (o *outlet) lacks(l *link, why string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.link == l {
+		o.member.Lacks(why)
+		o.arm(time.Now())
 	}
 }
 
@@ -266,7 +277,13 @@ func (h host) Scan(found []session.Placed, at session.Ref, chosen *session.Bucke
 
 func (h host) Digest() *session.Digest { return h.table.Digest() }
 
-// Room has a copy wait for whatever else the kernel has to take in.
-func (h host) Room() int { return max(0, copiedSize/2-h.link.waiting().Waiting) }
+// Room has a copy wait for whatever else the kernel has to take in, and for
+// synchronization to be turned on.
+func (h host) Room() int {
+	if !h.link.sync.Load() {
+		return 0
+	}
+	return max(0, copiedSize/2-h.link.waiting().Waiting)
+}
 
 func (h host) Sweep() { h.d.repairs.oweAll("a node lacks what is no longer known one by one") }

@@ -329,6 +329,28 @@ func TestACopyIsTakenInOldestFirstAndNewsHasItsTurnMeanwhile(t *testing.T) {
 	})
 }
 
+func TestAKernelWhoseSynchronizationIsOffIsGivenNothingAndAllOnceItIsOn(t *testing.T) {
+	withNet(t, func(t *testing.T, e *ether) {
+		j := e.start(t, nil)
+		j.state("gave up")
+		old := some(1, 2000)
+		j.announce(old)
+		k := e.startWith(t, nil, func(k *hookedKernel) { k.globals.SyncEnabled = false })
+		time.Sleep(time.Minute)
+		j.announce(some(5000, 100))
+		time.Sleep(time.Minute)
+		if n := k.count.addMessages.Load() + k.count.addErrors.Load(); n > 0 {
+			t.Errorf("its kernel was asked %d times to take sessions", n)
+		}
+		if n := j.says().CopiesGiven; n > 1 {
+			t.Errorf("it was given %d copies", n)
+		}
+		k.k.set(func() { k.k.globals.SyncEnabled = true })
+		t.Logf("all were there %v later", k.fills(old))
+		k.state("synced")
+	})
+}
+
 func TestWhoWasCutOffCatchesUpByItself(t *testing.T) {
 	withNet(t, func(t *testing.T, e *ether) {
 		j, k := e.start(t, nil), e.start(t, nil)

@@ -156,7 +156,7 @@ func (d *Daemon) resolve(ctx context.Context, l *link, c conflict) error {
 		s := c.session.Aged(now.Sub(c.heard))
 		verdict, bib := d.out.judge(&c.from.Source, &s, now)
 		if verdict == batch.Inject {
-			l.inbox.Put([]session.Session{s}, now)
+			d.put(l.inbox, []session.Session{s}, now)
 		}
 		if verdict != batch.Conflict {
 			return nil

@@ -142,10 +142,10 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 	}
 	kept, news := d.accept(l, origin{src, peer}, kept, now)
 	if heard.copied { // the oldest come first
-		l.copied.Put(kept, now)
-		d.out.learned(l, news)
+		d.put(l.copied, kept, now)
+		d.out.learned(l, news, bad, len(kept))
 	} else {
-		l.give(kept, now)
+		d.give(l, kept, now)
 	}
 	if refused[session.RefusedPool4] > 0 && l.policy.Load() != policy {
 		d.readmit(l, now) // which may have been done before they were kept
@@ -241,7 +241,7 @@ func (d *Daemon) readmit(l *link, now time.Time) {
 	if len(kept) > 0 {
 		d.done.Info("sessions that were refused are accepted now", "sessions", len(kept))
 		kept, _ = d.accept(l, origin{batch.Source{From: plainSource(keptPeer)}, keptPeer}, kept, now)
-		l.give(kept, now)
+		d.give(l, kept, now)
 	}
 	d.out.doubtful(l)
 }

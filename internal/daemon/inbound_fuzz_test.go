@@ -509,7 +509,7 @@ func (y *story) inject() {
 			y.t.Fatalf("the injection ended: %v", err)
 		}
 	}
-	if err := y.addAll(context.Background(), y.l, y.l.held.Take(nil, time.Now())); err != nil {
+	if _, err := y.empty(context.Background(), y.l, y.l.held, nil); err != nil {
 		y.t.Fatalf("the injection of what was held ended: %v", err)
 	}
 	select {

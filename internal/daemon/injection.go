@@ -24,12 +24,13 @@ const (
 	gatherTime  = 30 * time.Second
 )
 
-// give leaves sessions for the kernel.
-func (l *link) give(sessions []session.Session, now time.Time) {
+// give leaves sessions for the kernel. Those for which there is no room count as
+// refused.
+func (d *Daemon) give(l *link, sessions []session.Session, now time.Time) {
 	policy := l.policy.Load()
 	old := func(s session.Session) bool { return policy.Age(&s) > oldAge }
 	if session.InOrder(sessions) || !slices.ContainsFunc(sessions, old) {
-		l.inbox.Put(sessions, now)
+		d.put(l.inbox, sessions, now)
 		return
 	}
 	for n := 0; len(sessions) > 0; sessions = sessions[n:] { // those of a kind together
@@ -39,12 +40,18 @@ func (l *link) give(sessions []session.Session, now time.Time) {
 		}
 		for n = 1; n < len(sessions) && old(sessions[n]) == kind; n++ {
 		}
-		box.Put(sessions[:n], now)
+		d.put(box, sessions[:n], now)
+	}
+}
+
+func (d *Daemon) put(box *batch.Inbox, sessions []session.Session, now time.Time) {
+	if dropped := box.Put(sessions, now); len(dropped) > 0 {
+		d.out.refused(dropped)
 	}
 }
 
 // inject gives the kernel what waits in a box of l's, oldest update first.
-func (d *Daemon) inject(ctx context.Context, l *link, box *batch.Inbox) error {
+func (d *Daemon) inject(ctx context.Context, l *link, box *batch.Inbox) (err error) {
 	var taken []session.Session
 	for {
 		select {
@@ -52,8 +59,7 @@ func (d *Daemon) inject(ctx context.Context, l *link, box *batch.Inbox) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		taken = box.Take(taken[:0], time.Now())
-		if err := d.addAll(ctx, l, taken); err != nil {
+		if taken, err = d.empty(ctx, l, box, taken[:0]); err != nil {
 			return err
 		}
 	}
@@ -78,17 +84,20 @@ func (d *Daemon) gather(ctx context.Context, l *link) error {
 				more = false
 			}
 		}
-		if err := d.addAll(ctx, l, l.held.Take(nil, time.Now())); err != nil {
+		if _, err := d.empty(ctx, l, l.held, nil); err != nil {
 			return err
 		}
 	}
 }
 
-// addAll gives the kernel what has waited. Should the link be over, the rest is
-// dropped.
-func (d *Daemon) addAll(ctx context.Context, l *link, taken []session.Session) (over error) {
+// empty gives the kernel what waits in a box, by way of dst, which is returned.
+// Should the link be over, the rest is dropped.
+func (d *Daemon) empty(ctx context.Context, l *link, box *batch.Inbox, dst []session.Session) (taken []session.Session, over error) {
 	l.stir()
-	l.feeding.Add(int64(len(taken)))
+	most := int64(box.Counts().Waiting) // they are counted at every moment, if need be twice
+	l.feeding.Add(most)
+	taken = box.Take(dst, time.Now())
+	l.feeding.Add(int64(len(taken)) - most)
 	for chunk := range slices.Chunk(taken, perAdd) {
 		if over = cmp.Or(over, ctx.Err()); over == nil {
 			over = d.add(ctx, l, chunk)
@@ -97,7 +106,7 @@ func (d *Daemon) addAll(ctx context.Context, l *link, taken []session.Session) (
 		}
 		l.feeding.Add(-int64(len(chunk)))
 	}
-	return over
+	return taken, over
 }
 
 // add gives the kernel some of what waited, and fails if the link is over. Who waits
@@ -114,6 +123,11 @@ func (d *Daemon) add(ctx context.Context, l *link, chunk []session.Session) erro
 		}
 	}
 	if chunk = d.checkAgain(l, d.out.current(chunk, time.Now())); len(chunk) == 0 {
+		return nil
+	}
+	if !l.sync.Load() { // each attempt would be a line in the kernel's log
+		d.count.dropped.Add(uint64(len(chunk)))
+		d.out.refused(chunk)
 		return nil
 	}
 	if err := l.Add(chunk, l.pool6); err != nil {

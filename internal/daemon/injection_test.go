@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"joold/internal/batch"
 	"joold/internal/mcast"
 	"joold/internal/session"
 )
@@ -67,8 +68,8 @@ func TestNewerWordOvertakesWhatIsHeld(t *testing.T) {
 	newer := all[1]
 	newer.Expiration = 300_000
 	heard(newer)
-	for _, waits := range [][]session.Session{l.inbox.Take(nil, now), l.held.Take(nil, now)} {
-		if err := d.addAll(context.Background(), l, waits); err != nil {
+	for _, box := range []*batch.Inbox{l.inbox, l.held} {
+		if _, err := d.empty(context.Background(), l, box, nil); err != nil {
 			t.Fatal(err)
 		}
 	}

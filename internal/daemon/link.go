@@ -95,7 +95,7 @@ type link struct {
 
 	// What the policy was made of, and the last counts, with when they were read.
 	// They belong to connect, and then to poll.
-	globals          nlchan.Globals
+	globals, found   nlchan.Globals // found: before it was set up
 	pool4            []nlchan.Pool4Entry
 	static           []nlchan.BIBEntry
 	stats            nlchan.Stats
@@ -163,13 +163,14 @@ func (l *link) same(ctx context.Context) (nlchan.Globals, error) {
 
 // waiting counts the sessions that wait for the kernel.
 func (l *link) waiting() batch.InboxCounts {
-	sum := batch.InboxCounts{Waiting: int(l.feeding.Load())}
+	var sum batch.InboxCounts
 	for _, box := range []*batch.Inbox{l.inbox, l.held, l.copied} {
 		c := box.Counts()
 		sum.Waiting += c.Waiting
 		sum.Dropped += c.Dropped
 		sum.Expired += c.Expired
 	}
+	sum.Waiting += int(l.feeding.Load()) // last: what leaves a box meanwhile is counted twice rather than not at all
 	return sum
 }
 
@@ -221,6 +222,7 @@ func (d *Daemon) connect(ctx context.Context) (_ *link, err error) {
 	if l.globals, err = k.Globals(ctx); err != nil {
 		return nil, err
 	}
+	l.found = l.globals
 	if err := d.setUp(ctx, l); err != nil {
 		return nil, err
 	}
@@ -468,10 +470,20 @@ func (d *Daemon) reread(ctx context.Context, l *link, now time.Time, idles bool)
 	if err != nil {
 		return err
 	}
-	// It may have been made anew between two looks, with the same pool6.
+	// It may have been made anew between two looks, with the same pool6, and lacks what it
+	// lacked when it was found. If it lacks less, somebody has changed a setting.
 	cfg, v, none := d.live.Load(), l.Module().Version, nlchan.Settings{}
-	if wanted(cfg, v, l.globals) == none && wanted(cfg, v, g) != none {
-		return fmt.Errorf("%w: its settings are not those that it was given", errChanged)
+	if lacks := wanted(cfg, v, g); lacks != none && wanted(cfg, v, l.globals) == none {
+		if lacks == wanted(cfg, v, l.found) {
+			return fmt.Errorf("%w: its settings are not those that it was given", errChanged)
+		}
+		l.globals = g
+		if err := d.setUp(ctx, l); err != nil {
+			return err
+		}
+		g = l.globals
+		l.apply()
+		d.out.configure(l)
 	}
 	pool4, static := l.pool4, *l.bib.Load()
 	if l.doubt.Swap(false) || now.Sub(l.began) < settling || !idles && now.Sub(l.pool4At) > pool4Interval-pollInterval/2 {
@@ -533,6 +545,7 @@ func (d *Daemon) sayIfDisabled(l *link) {
 	}
 	if on {
 		d.Log.Info("session synchronization was turned on", "instance", d.fixed.Instance)
+		d.out.lacks(l, "session synchronization was off until now")
 		return
 	}
 	d.Log.Warn("session synchronization is off in the instance; turn it on with " +

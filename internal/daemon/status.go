@@ -172,7 +172,7 @@ func (o *outlet) clusterStatus(now time.Time) *control.Cluster {
 	s, active, sessions, behind := o.member.Status(), o.link.translates(), int(o.table.Digest().Sessions), o.member.behind
 	o.mu.Unlock()
 	c := &s.Counts
-	if s.State == cluster.Synced && behind {
+	if s.State == cluster.Synced && behind && !active {
 		s.State, s.Why = cluster.Syncing, "sessions of a copy wait for the kernel"
 	}
 	said := &control.Cluster{
