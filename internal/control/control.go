@@ -283,6 +283,9 @@ func answer(ctx context.Context, c net.Conn, h Handler) {
 	defer cancel()
 
 	c.SetReadDeadline(time.Now().Add(requestTime))
+	if service.Err() != nil { // whose end may have set the deadline before
+		return
+	}
 	lines := bufio.NewReader(io.LimitReader(c, maxRequest))
 	line, err := lines.ReadBytes('\n')
 	if err != nil {
@@ -291,7 +294,7 @@ func answer(ctx context.Context, c net.Conn, h Handler) {
 	enc := json.NewEncoder(c)
 	reply := func(r Reply) error {
 		c.SetWriteDeadline(time.Now().Add(replyTime))
-		if service.Err() != nil { // whose end may have set the deadline before
+		if service.Err() != nil {
 			return service.Err()
 		}
 		return enc.Encode(r)

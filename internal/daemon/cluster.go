@@ -163,11 +163,11 @@ func (o *outlet) tick() {
 	if m.wakes = (time.Time{}); m.Node == nil {
 		return
 	}
-	m.Tick(now, o.link.translates())
 	if asleep := o.asleep(); asleep-m.asleep > stoppedFor {
 		m.Slept(asleep-m.asleep, now)
 		m.asleep = asleep
 	}
+	m.Tick(now, o.link.translates())
 	o.standing.look(m.Node, now)
 	m.behind = m.behind && o.link.waiting().Waiting >= fewWait
 	if m.narrow {
