@@ -81,13 +81,17 @@ func TestASettingThatSomebodyChangesIsSetAgainAndTheInstanceServedOn(t *testing.
 		k.stats.Translated = 9
 		b := startLevel(t, k, func(cfg *config.Config) { *cfg = *configOf(t) }, 0)
 		time.Sleep(time.Minute)
-		wanted, _ := k.globals.Get(nlchan.SSFlushDeadline)
+		deadline := func() (ms uint32) {
+			k.set(func() { ms, _ = k.globals.Get(nlchan.SSFlushDeadline) })
+			return ms
+		}
+		wanted := deadline()
 		epoch := b.signer.Epoch()
 
 		k.set(func() { k.globals.Set(nlchan.SSFlushDeadline, 100) })
 		b.g.in <- encode(session.Enc4113, wkp, udp(1, 300_000))
 		time.Sleep(time.Minute)
-		if is, _ := k.globals.Get(nlchan.SSFlushDeadline); is != wanted || wanted == 2000 {
+		if is := deadline(); is != wanted || wanted == 2000 {
 			t.Errorf("ss-flush-deadline is %d, was set to %d", is, wanted)
 		}
 		if b.signer.Epoch() != epoch || b.link.Load() == nil {
