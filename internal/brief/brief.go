@@ -6,7 +6,8 @@
 // then looks again and again for as long as anything runs: for a daemon that wakes
 // some hundred times a second, each time for a few short calls, most of its cost.
 // But the monitor also sees to it that nobody keeps the processor. So the runtime
-// is told of calls that follow each other without a pause.
+// is told of calls that follow each other without a pause. One that finds nothing to
+// do is a pause: who made it waits.
 package brief
 
 import (
@@ -16,7 +17,7 @@ import (
 )
 
 const (
-	inARow = 8 // calls of which the runtime is not told
+	inARow = 32 // calls of which the runtime is not told
 	apart  = time.Millisecond
 )
 
@@ -36,12 +37,19 @@ func (c *Caller) Call(trap, a1, a2, a3, a4, a5, a6 uintptr) (uintptr, unix.Errno
 	}
 	if c.row > inARow {
 		r, _, errno := unix.Syscall6(trap, a1, a2, a3, a4, a5, a6)
-		c.returned = time.Now()
+		c.end(errno)
 		return r, errno
 	}
 	r, _, errno := unix.RawSyscall6(trap, a1, a2, a3, a4, a5, a6)
-	if c.row == inARow {
+	c.end(errno)
+	return r, errno
+}
+
+func (c *Caller) end(errno unix.Errno) {
+	switch {
+	case errno == unix.EAGAIN:
+		c.row = 0
+	case c.row >= inARow:
 		c.returned = time.Now()
 	}
-	return r, errno
 }

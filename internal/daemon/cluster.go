@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"joold/internal/alarm"
 	"joold/internal/cluster"
 	"joold/internal/mcast"
 	"joold/internal/session"
@@ -42,7 +43,7 @@ const (
 type member struct {
 	*cluster.Node // nil while there is no instance
 	config        cluster.Config
-	timer         *time.Timer
+	timer         *alarm.Alarm  // calls tick
 	wakes         time.Time     // when timer fires; zero when it is not set
 	renewed       time.Time     // when it last got another name without a new link
 	common        bool          // nodes of ours listen, and no others

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"joold/internal/alarm"
 	"joold/internal/config"
 	"joold/internal/control"
 	"joold/internal/logging"
@@ -104,6 +105,7 @@ type Daemon struct {
 	open       func(context.Context) (network, error)
 	dial       func() (kernel, error)
 	newWatcher func() (watcher, error)
+	newAlarm   func(f func()) *alarm.Alarm
 	watchPath  func(ctx context.Context, changed func()) error // calls changed when an interface or an address has
 
 	current     atomic.Pointer[network] // the group, while it is there
@@ -138,6 +140,8 @@ func Run(ctx context.Context, cfg *config.Config, o Options) error {
 		return nlchan.Dial(cfg.Instance, nlchan.PerMessage(perAdd), nlchan.ReadBuffer(channelBuffer))
 	}
 	d.newWatcher = func() (watcher, error) { return nlchan.NewWatcher() }
+	d.wakeBy(alarm.New)
+	defer d.out.close()
 	d.watchPath = func(ctx context.Context, changed func()) error {
 		group, err := cfg.ResolveGroup(ctx)
 		if err != nil {
@@ -229,7 +233,14 @@ func newDaemon(cfg *config.Config, o Options) *Daemon {
 	d.carrier, d.done = logging.NewLatest(o.Log), logging.NewLatest(o.Log)
 	d.condition.init(d.about, d.limit)
 	d.out = newOutlet(d)
+	d.wakeBy(alarm.Go)
 	return d
+}
+
+// wakeBy has the daemon woken by alarms of a kind. Nothing waits for one yet.
+func (d *Daemon) wakeBy(kind func(f func()) *alarm.Alarm) {
+	d.newAlarm = kind
+	d.out.timer, d.out.member.timer = kind(d.out.ring), kind(d.out.tick)
 }
 
 // tableLimit is how many sessions are remembered: what the configuration says,

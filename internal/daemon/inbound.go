@@ -50,6 +50,8 @@ func newIntake(d *Daemon) *intake {
 // read takes in what group brings until it is closed or ctx ends.
 func (in *intake) read(ctx context.Context, group network) {
 	d := in.d
+	doze := d.newDoze()
+	defer doze.end()
 	for {
 		d.work.listening.end()
 		asked := time.Now()
@@ -76,7 +78,7 @@ func (in *intake) read(ctx context.Context, group network) {
 		}
 		if large && now.Sub(asked) > atOnce { // others follow: they are taken together, and given to the kernel together
 			d.work.listening.end()
-			time.Sleep(restTime)
+			doze.wait(restTime)
 		}
 	}
 }

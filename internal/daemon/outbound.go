@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"joold/internal/alarm"
 	"joold/internal/batch"
 	"joold/internal/mcast"
 	"joold/internal/nlchan"
@@ -52,6 +53,8 @@ const (
 // has ACKed each message before it is seen here.
 func (d *Daemon) hear(ctx context.Context, l *link) error {
 	defer d.work.hearing.end()
+	doze := d.newDoze()
+	defer doze.end()
 	buf := make([]byte, nlchan.MessageSize)
 	var heard []session.Session
 	for {
@@ -95,15 +98,15 @@ func (d *Daemon) hear(ctx context.Context, l *link) error {
 		if waited && l.crowded(announced) {
 			d.work.hearing.end()
 			d.out.rest(time.Now())
-			time.Sleep(restTime)
+			doze.wait(restTime)
 		}
 	}
 }
 
 // drain sends the late ACKs: none while messages follow each other.
 func (d *Daemon) drain(ctx context.Context, l *link) error {
-	tick := time.NewTimer(time.Hour)
-	defer tick.Stop()
+	doze := d.newDoze()
+	defer doze.end()
 	for {
 		select {
 		case <-l.heard:
@@ -113,9 +116,9 @@ func (d *Daemon) drain(ctx context.Context, l *link) error {
 		for left := lateACKs; left > 0; left-- {
 			apart := l.flushDeadline() + kernelTick
 			for wait := apart; wait > 0; wait = apart - l.since(&l.spoke) {
-				tick.Reset(wait)
+				doze.alarm.Reset(wait)
 				select {
-				case <-tick.C:
+				case <-doze.over:
 				case <-ctx.Done():
 					return ctx.Err()
 				}
@@ -149,14 +152,14 @@ type outlet struct {
 	past     batch.TableCounts // of the tables before
 	encoding session.Encoding
 	pool6    session.Pool6
-	room     int // entries in a datagram
-	timer    *time.Timer
-	wakes    time.Time // when timer fires; zero when it is not set
-	failed   int       // datagrams in a row that could not be sent
-	failedAt time.Time // since when
-	dropped  uint64    // what drops was then
-	heldTill time.Time // no datagram is tried before
-	restTill time.Time // more is likely to have come by then
+	room     int          // entries in a datagram
+	timer    *alarm.Alarm // calls ring
+	wakes    time.Time    // when timer fires; zero when it is not set
+	failed   int          // datagrams in a row that could not be sent
+	failedAt time.Time    // since when
+	dropped  uint64       // what drops was then
+	heldTill time.Time    // no datagram is tried before
+	restTill time.Time    // more is likely to have come by then
 	packed   []session.Session
 	refs     []session.Ref // to what is sent, where that is not all of what was taken
 	some     []session.Session
@@ -170,17 +173,22 @@ type outlet struct {
 
 func newOutlet(d *Daemon) *outlet {
 	o := &outlet{d: d, asleep: asleep}
-	o.timer = time.AfterFunc(time.Hour, func() {
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		o.wakes = time.Time{}
-		o.pump(time.Now(), false)
-	})
-	o.timer.Stop()
-	o.member.timer = time.AfterFunc(time.Hour, o.tick)
-	o.member.timer.Stop()
 	o.standing.init(d)
 	return o
+}
+
+// close ends the alarms.
+func (o *outlet) close() {
+	o.timer.Close()
+	o.member.timer.Close()
+}
+
+// ring sends what has waited long enough.
+func (o *outlet) ring() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.wakes = time.Time{}
+	o.pump(time.Now(), false)
 }
 
 // begin makes the outlet l's. What was known of another instance is forgotten. kept
