@@ -49,6 +49,22 @@ func TestAnInstanceThatWasMadeAnewBetweenTwoLooksIsTakenForAnother(t *testing.T)
 	}
 }
 
+func TestAnAnswerThatWasReadLateDoesNotLetAnInstanceBeFedThatWasMadeAnewSince(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newHookedKernel(session.Enc4113)
+		b := startHooked(t, k, nil)
+		time.Sleep(time.Minute + 3*time.Second) // between two polls
+		k.hook(func() { k.globalsLate = time.Second })
+		b.g.in <- encode(session.Enc4113, wkp, udp(1, 300_000))
+		time.Sleep(time.Second / 2)
+		k.set(func() { k.globals.Pool6 = pool6("2001:db8:64::/64") })
+		time.Sleep(time.Minute)
+		if got := k.taken(); len(got) > 0 {
+			t.Errorf("the new instance was given %+v", got)
+		}
+	})
+}
+
 func TestWhatAnInstanceThatWentAwayWasNotGivenIsCountedAsDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newModelKernel(session.Enc4113)

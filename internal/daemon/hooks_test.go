@@ -29,6 +29,7 @@ type hookedKernel struct {
 
 	hooks                                  sync.Mutex
 	onAck, onAdd, onGlobals, onDump, onSet func() error
+	globalsLate                            time.Duration // how long after they were given the settings are read
 	messagesLost                           uint64
 	receiveErr                             chan error
 }
@@ -105,7 +106,12 @@ func (k *hookedKernel) Globals(ctx context.Context) (nlchan.Globals, error) {
 	if err := k.call(&k.onGlobals); err != nil {
 		return nlchan.Globals{}, err
 	}
-	return k.modelKernel.Globals(ctx)
+	g, err := k.modelKernel.Globals(ctx)
+	k.hooks.Lock()
+	late := k.globalsLate
+	k.hooks.Unlock()
+	time.Sleep(late)
+	return g, err
 }
 
 func (k *hookedKernel) Update(ctx context.Context, s nlchan.Settings) error {

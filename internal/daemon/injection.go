@@ -15,6 +15,10 @@ const (
 	// them, translation waits for the table's lock and ACKs for generic netlink's.
 	perAdd = 250
 
+	// maxLooks is how often the instance is looked at before it is fed, where the
+	// answer keeps coming so late that it may have been made anew since.
+	maxLooks = 3
+
 	// The kernel looks for a session's place from the end of its list, past all that
 	// were updated later: dear for old sessions in no order, as a C node advertises
 	// them. So those wait for each other until no more has come for gatherPause, but
@@ -116,12 +120,6 @@ func (d *Daemon) add(ctx context.Context, l *link, chunk []session.Session) erro
 	defer func() { <-l.adding }()
 	d.work.injecting.begin()
 	defer d.work.injecting.end()
-	if l.since(&l.seen) > trustInterval { // it may have been made anew meanwhile
-		if _, err := l.same(ctx); isOver(err) {
-			d.count.dropped.Add(uint64(len(chunk)))
-			return err
-		}
-	}
 	if chunk = d.checkAgain(l, d.out.current(chunk, time.Now())); len(chunk) == 0 {
 		return nil
 	}
@@ -129,6 +127,12 @@ func (d *Daemon) add(ctx context.Context, l *link, chunk []session.Session) erro
 		d.count.dropped.Add(uint64(len(chunk)))
 		d.out.refused(chunk)
 		return nil
+	}
+	for looks := 0; looks < maxLooks && l.since(&l.seen) > trustInterval; looks++ { // it may have been made anew meanwhile
+		if _, err := l.same(ctx); isOver(err) {
+			d.count.dropped.Add(uint64(len(chunk)))
+			return err
+		}
 	}
 	if err := l.Add(chunk, l.pool6); err != nil {
 		d.count.addErrors.Add(1)

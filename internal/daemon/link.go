@@ -153,11 +153,12 @@ func (l *link) note(moment *atomic.Int64) { moment.Store(int64(time.Since(l.bega
 // same looks at the instance and tells, by an error, if it is no longer the one
 // that the link was made for.
 func (l *link) same(ctx context.Context) (nlchan.Globals, error) {
+	asked := time.Since(l.began) // the answer may be read long after it was given
 	g, err := l.Globals(ctx)
 	if err == nil && g.Pool6 != l.pool6 {
 		err = fmt.Errorf("%w: pool6 %s, was %s", errChanged, g.Pool6, l.pool6)
 	}
-	l.note(&l.seen)
+	l.seen.Store(int64(asked))
 	return g, err
 }
 
