@@ -46,7 +46,7 @@ const (
 	lap = 30_000 // ms
 
 	lookAtMost   = 1 << 16 // slots in one Expire
-	forgetAtMost = 2048    // sessions in one Expire
+	forgetAtMost = 1 << 13 // sessions in one Expire
 	birthSlots   = 4       // for each new session
 	searchSlots  = 128     // for each when the table is full
 
@@ -831,8 +831,8 @@ func (t *Table) own(r *record, now int64) bool {
 func (t *Table) Overtaken(s *session.Session, now time.Time) bool {
 	k := keyOf(s)
 	slot := t.find(&k, t.secret.hash(&k))
-	if slot == 0 {
-		return false
+	if slot == 0 { // there was no room to remember it, or its BIB entry has made way for another
+		return t.rivals(&k) != [2]uint32{}
 	}
 	r, ms := t.at(slot), t.tick(now)
 	return t.own(r, ms) || r.here != kindOf(s) || r.dies.get() > ms+int64(s.Expiration)+rounding

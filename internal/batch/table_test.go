@@ -1158,3 +1158,36 @@ func TestABIBEntryOfTooManySessionsIsTakenForOwn(t *testing.T) {
 		t.Errorf("%s with %+v", v, b)
 	}
 }
+
+func TestWhatWaitsIsOvertakenByTheRemovalOfItsBIBEntry(t *testing.T) {
+	tab := NewTable(tableConfig)
+	o := udp(1, 100_000) // updated 200 s ago
+	if v := accept(tab, 0, o); v != Inject {
+		t.Fatal(v)
+	}
+	n := udp(2, 300_000)
+	n.Src4, n.Src4Port = o.Src4, o.Src4Port // another node behind that mask
+	v, bib := tab.Accept(&Source{From: 1}, &n, at(time.Second))
+	if v != Conflict || !bib.Older || bib.Own {
+		t.Fatal(v, bib)
+	}
+	tab.RemoveBIB(bib)
+	if v := accept(tab, time.Second, n); v != Inject {
+		t.Fatal(v)
+	}
+	if !tab.Overtaken(&o, at(time.Second)) {
+		t.Error("what waits of the entry that was removed goes to the kernel all the same")
+	}
+}
+
+func TestWhatWaitsIsOvertakenByWhatTheKernelAnnouncesOfItsMask(t *testing.T) {
+	tab := NewTable(tableConfig)
+	o := udp(1, 100_000)
+	accept(tab, 0, o)
+	n := udp(2, 300_000)
+	n.Src4, n.Src4Port = o.Src4, o.Src4Port
+	observe(tab, time.Second, n)
+	if !tab.Overtaken(&o, at(time.Second)) {
+		t.Error("what the kernel contradicts goes to it all the same")
+	}
+}
