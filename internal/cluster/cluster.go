@@ -470,7 +470,7 @@ func (n *Node) Next() time.Time {
 	if !soon.Before(at) {
 		return at
 	}
-	if n.ring.owed() || n.quest != nil || len(n.gifts) > 0 || n.state.wants && slices.ContainsFunc(n.order, n.live) ||
+	if n.ring.owed() || n.quest != nil || len(n.gifts) > 0 || n.state.wants && n.room() > 0 && slices.ContainsFunc(n.order, n.gives) ||
 		slices.ContainsFunc(n.order, n.chases) {
 		return soon
 	}
@@ -534,6 +534,7 @@ func (n *Node) clock(now time.Time) {
 // knows nothing.
 func (n *Node) Slept(late time.Duration, now time.Time) {
 	n.clock(now)
+	n.active = false // its kernel slept as well: others have taken over
 	n.wake(late)
 }
 

@@ -272,10 +272,13 @@ func (r *ring) pay(refs []Ref, now time.Time) (number uint64, _ []Ref, known boo
 	number = r.debts[0]
 	r.debts = r.debts[1:]
 	s := &r.slots[number%ringSpan]
-	if s.number != number || r.written-s.at > ringRefs {
+	if s.number != number {
 		return number, refs, false
 	}
 	s.owed, s.answered = false, now
+	if r.written-s.at > ringRefs {
+		return number, refs, false
+	}
 	begin := len(refs)
 	for i := range uint64(s.n) {
 		ref := r.refs[(s.at+i)%ringRefs]

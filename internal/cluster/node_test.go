@@ -563,3 +563,77 @@ func TestTheSameLinesAreToldOnceToAll(t *testing.T) {
 		t.Errorf("the same was told %d times", details)
 	}
 }
+
+func TestANumberWhoseReferencesAreOverwrittenIsAnsweredAgain(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	r := newRing()
+	refs := make([]Ref, 35)
+	for i := range refs {
+		refs[i] = Ref(i + 1)
+	}
+	for n := uint64(1); n <= 7600; n++ {
+		r.note(n, refs)
+	}
+	if r.oldest() != 1 {
+		t.Fatal(r.oldest())
+	}
+	r.owe(1, now)
+	if n, _, known := r.pay(nil, now); n != 1 || known {
+		t.Fatal(n, known)
+	}
+	// the answer is lost, and a minute later it is asked again
+	r.owe(1, now.Add(time.Minute))
+	if !r.owed() {
+		t.Error("whoever asks again is never answered")
+	}
+}
+
+func TestAMachineThatSleptHasNotTranslated(t *testing.T) {
+	s, a, _ := pair(t, 1, true)
+	s.run(5 * time.Second)
+	if !a.node.active || a.node.state.is != Synced {
+		t.Fatal(a.node.active, a.node.state)
+	}
+	a.node.Slept(30*time.Second, a.clock())
+	if a.node.state.is == Synced {
+		t.Errorf("it is %v (%s) though others have had 30 s to take over", a.node.state.is, a.node.state.why)
+	}
+}
+
+func TestWhatACopyMakesUpForIsNotMissingForEver(t *testing.T) {
+	s, a, b := pair(t, 1, false)
+	s.run(2 * time.Second)
+	p := b.node.peers[a.node.cfg.Epoch]
+	b.node.sent(p, p.window.Top()+20_000) // as a hello tells after a long cut
+	if m := p.window.Missing(); m != 0 {
+		t.Errorf("%d are missing for as long as that node runs", m)
+	}
+	if p.counts.Repaired != 0 {
+		t.Errorf("%d were made up for, and nobody has sent anything", p.counts.Repaired)
+	}
+}
+
+func TestAnEmptyNodeDoesNotSayThatItHasAllWhileAFullOneIsThere(t *testing.T) {
+	for seed := uint64(1); seed < 9; seed++ {
+		s, a, b := pair(t, seed, true)
+		a.translate(100)
+		s.run(20 * time.Second)
+		a.translate(0)
+		s.run(5 * time.Second)
+		full := a.digest.Sessions
+		b.stop(false)
+		b.wipe()
+		a.node.Slept(10*time.Second, a.clock()) // as when one host holds both: b's machine boots, a's was suspended
+		b.start(false)
+		var lied time.Duration
+		for range 1000 {
+			s.run(10 * time.Millisecond)
+			if b.node.state.why == "no other node has more" && b.node.state.is == Synced && b.digest.Sessions < full*9/10 {
+				lied += 10 * time.Millisecond
+			}
+		}
+		if lied > 0 {
+			t.Errorf("seed %d: it said for %v that it has all, with %d of %d sessions: %s", seed, lied, b.digest.Sessions, full, b.node.state.why)
+		}
+	}
+}

@@ -149,12 +149,13 @@ func (n *Node) sent(p *peer, last uint64) {
 		}
 		return
 	}
-	p.window.Advance(last)
 	if last-top > wire.WindowSize { // too much to be asked for
-		p.settle(wire.Range{First: 0, Last: last})
+		p.window.Expect(last + 1)
+		p.skip(last)
 		n.want("it was cut off from a node")
 		return
 	}
+	p.window.Advance(last)
 	p.hole(last, n.now)
 }
 

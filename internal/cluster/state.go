@@ -44,8 +44,9 @@ func (n *Node) want(why string) {
 }
 
 // decide gives up if nobody is there, and sees that somebody begins where nobody
-// is synced: nodes that have served go before those that have just come, those
-// with traffic before others, and then whoever has the lowest epoch.
+// is synced: nodes that have given up go before those that have just come, those
+// with traffic before others, those with more than twice as many sessions before
+// those with fewer, and then whoever has the lowest epoch.
 func (n *Node) decide() {
 	var some, synced, outranked bool
 	for _, p := range n.order {
@@ -81,6 +82,9 @@ func (n *Node) outranks(p *peer) bool {
 	}
 	if h.Active != n.active {
 		return h.Active
+	}
+	if mine, theirs := n.host.Digest().Sessions, h.Digest.Sessions; mine/2 > theirs || theirs/2 > mine {
+		return theirs > mine
 	}
 	return before(p.epoch, n.cfg.Epoch)
 }
