@@ -170,6 +170,10 @@ func (o *outlet) tick() {
 	}
 	m.Tick(now, o.link.translates())
 	o.standing.look(m.Node, now)
+	if now.Sub(o.expired) >= time.Second {
+		o.expired = now
+		o.table.Expire(now)
+	}
 	m.behind = m.behind && o.link.waiting().Waiting >= fewWait
 	if m.narrow {
 		o.resizeLocked(o.d.maxPayload())
@@ -281,7 +285,7 @@ func (h host) Digest() *session.Digest { return h.table.Digest() }
 // Room has a copy wait for whatever else the kernel has to take in, and for
 // synchronization to be turned on.
 func (h host) Room() int {
-	if !h.link.sync.Load() {
+	if !h.link.sync.Load() || h.link.misreads() {
 		return 0
 	}
 	return max(0, copiedSize/2-h.link.waiting().Waiting)

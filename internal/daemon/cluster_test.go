@@ -11,10 +11,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"joold/internal/batch"
 	"joold/internal/config"
 	"joold/internal/control"
 	"joold/internal/mcast"
@@ -516,6 +518,113 @@ func TestNoStormFollowsWhenTheNetworkReturns(t *testing.T) {
 		t.Logf("%d bytes in a second at most", most)
 		if most > 4<<20 {
 			t.Error("that is a storm")
+		}
+	})
+}
+
+func TestWhatBeganWhileSynchronizationWasOffIsSentOnceItIsOn(t *testing.T) {
+	withNet(t, func(t *testing.T, e *ether) {
+		j := e.startWith(t, nil, func(k *hookedKernel) { k.globals.SyncEnabled = false })
+		k := e.start(t, nil)
+		time.Sleep(20 * time.Second)
+		idle := some(1, 50)
+		siteKernel{j.k}.keep(idle) // translated, and not announced
+		time.Sleep(20 * time.Second)
+		j.k.set(func() { j.k.globals.SyncEnabled = true })
+		time.Sleep(time.Second)
+		j.announce(some(100, 1)) // somebody else's packet
+		time.Sleep(4 * time.Minute)
+		if n := k.lacks(idle); n > 0 {
+			t.Errorf("%d of %d sessions never reach the backup: %s, %s; verified %v; sweeps %d", n, len(idle), k.says().State, k.says().Why,
+				k.says().Verified, j.status(time.Now()).Table.Sweeps)
+		}
+	})
+}
+
+func TestTheDeadLeaveTheTableOfAQuietNodeInTime(t *testing.T) {
+	withNet(t, func(t *testing.T, e *ether) {
+		j := e.start(t, nil)
+		j.state("gave up")
+		time.Sleep(30 * time.Second)
+		const n = 200_000
+		j.out.with(func(tab *batch.Table) {
+			for i := range n {
+				s := udp(uint16(i), 10_000)
+				s.Src6[15], s.Src6[14] = byte(i>>16), 7
+				s.Src4, s.Src4Port = [4]byte{192, 0, byte(i >> 16), 2}, uint16(i)
+				tab.Accept(&batch.Source{From: 1, Order: 1}, &s, time.Now())
+			}
+		})
+		for range 8 {
+			time.Sleep(2 * time.Minute)
+			t.Logf("%v after their end: %d of %d in the table, %d in the digest", time.Since(j.started).Round(time.Second)-45*time.Second,
+				j.status(time.Now()).Table.Sessions, n, j.says().Sessions)
+		}
+		if left := j.says().Sessions; left > 0 {
+			t.Errorf("%d are still there", left)
+		}
+	})
+}
+
+func TestANodeThatCannotTakeACopyIsNotWokenAllTheTime(t *testing.T) {
+	withNet(t, func(t *testing.T, e *ether) {
+		j := e.start(t, nil)
+		j.state("gave up")
+		k := e.startWith(t, nil, func(k *hookedKernel) { k.globals.SyncEnabled = false })
+		time.Sleep(time.Minute)
+		for _, s := range []*site{j, k} {
+			var ticks atomic.Int64
+			s.out.mu.Lock()
+			s.out.asleep = func() time.Duration { ticks.Add(1); return 0 }
+			s.out.mu.Unlock()
+			time.Sleep(time.Minute)
+			if n := ticks.Load(); n > 200 {
+				t.Errorf("%s: %d ticks in a minute of silence: %s, %s", s.name, n, s.says().State, s.says().Why)
+			}
+		}
+	})
+}
+
+func TestANodeWhoseModuleMisreadsIsNotInSync(t *testing.T) {
+	withNet(t, func(t *testing.T, e *ether) {
+		pool := pool6("2001:db8:64::/64")
+		j := e.startWith(t, nil, func(k *hookedKernel) { k.globals.Pool6 = pool })
+		j.state("gave up")
+		siteKernel{j.k}.keep(some(1, 1000))
+		j.k.announced <- encode(session.Enc4113, pool, some(1, 30)...)
+		time.Sleep(3 * time.Second)
+		k := e.startWith(t, nil, func(k *hookedKernel) { k.globals.Pool6 = pool; k.module.Encoding = session.Enc4112 })
+		time.Sleep(20 * time.Second)
+		if s := k.says(); s.State == "synced" {
+			t.Errorf("%s: %s; it has %d sessions, and its kernel was given %d; unfit %d; verified %v",
+				s.State, s.Why, s.Sessions, len(k.k.taken()), k.status(time.Now()).Kernel.Unfit, s.Verified)
+		}
+	})
+}
+
+func TestWhatWasLeftOutForAConflictIsNotVerified(t *testing.T) {
+	withNet(t, func(t *testing.T, e *ether) {
+		j := e.start(t, nil)
+		j.state("gave up")
+		theirs := some(1, 30)
+		j.announce(theirs)
+		time.Sleep(3 * time.Second)
+		k := e.startWith(t, nil, func(k *hookedKernel) {
+			mine := some(1, 1)
+			mine[0].Src6Port = 999 // another node behind the mask of the first
+			mine[0].Expiration = 300_000
+			siteKernel{k}.keep(mine)
+			k.removeErr = context.DeadlineExceeded // as for a static entry
+		})
+		var least float64 = 1e9
+		for range 240 {
+			time.Sleep(time.Second)
+			if s := k.says(); s.State == "synced" && s.Verified != nil {
+				least = min(least, *s.Verified)
+			}
+		}
+		if s := k.says(); k.lacks(theirs) > 0 && least < 30 {
+			t.Errorf("it lacks %d sessions, and said %.1f s after it had been sure that it lacks none: %+v", k.lacks(theirs), least, s)
 		}
 	})
 }

@@ -142,10 +142,10 @@ func (in *intake) accept(l *link, dg *mcast.Datagram, now time.Time) {
 	if bad > 0 { // the instance may have been made anew
 		l.stir()
 	}
-	kept, news := d.accept(l, origin{src, peer}, kept, now)
+	kept, news, contested := d.accept(l, origin{src, peer}, kept, now)
 	if heard.copied { // the oldest come first
 		d.put(l.copied, kept, now)
-		d.out.learned(l, news, bad, len(kept))
+		d.out.learned(l, news, bad+contested, len(kept))
 	} else {
 		d.give(l, kept, now)
 	}
@@ -181,14 +181,14 @@ func stampedSource(from uint32) uint32 { return from<<1 | 1 }
 
 // accept keeps of sessions that a peer sent those that are worth injecting, and has
 // the conflicts among them resolved. news is how many were not known.
-func (d *Daemon) accept(l *link, from origin, sessions []session.Session, now time.Time) (kept []session.Session, news int) {
+func (d *Daemon) accept(l *link, from origin, sessions []session.Session, now time.Time) (kept []session.Session, news, contested int) {
 	if len(sessions) == 0 {
-		return nil, 0
+		return nil, 0, 0
 	}
 	d.out.mu.Lock()
 	defer d.out.mu.Unlock()
 	if d.out.link != l { // it ended while the datagrams were read
-		return nil, 0
+		return nil, 0, 0
 	}
 	table := d.out.table
 	table.Foresee(sessions)
@@ -199,10 +199,11 @@ func (d *Daemon) accept(l *link, from origin, sessions []session.Session, now ti
 		case batch.Inject:
 			kept = append(kept, s)
 		case batch.Conflict:
+			contested++
 			d.contest(l, conflict{s, from, now, bib})
 		}
 	}
-	return kept, int(table.Counts().Told - told)
+	return kept, int(table.Counts().Told - told), contested
 }
 
 // check keeps of sessions, in their place, those that policy accepts, and tells
@@ -242,7 +243,7 @@ func (d *Daemon) readmit(l *link, now time.Time) {
 	kept := l.check(l.policy.Load(), l.refused.Take(nil, now), now, func([]session.Session, session.Refusal) {})
 	if len(kept) > 0 {
 		d.done.Info("sessions that were refused are accepted now", "sessions", len(kept))
-		kept, _ = d.accept(l, origin{batch.Source{From: plainSource(keptPeer)}, keptPeer}, kept, now)
+		kept, _, _ = d.accept(l, origin{batch.Source{From: plainSource(keptPeer)}, keptPeer}, kept, now)
 		d.give(l, kept, now)
 	}
 	d.out.doubtful(l)

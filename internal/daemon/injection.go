@@ -100,11 +100,12 @@ func (d *Daemon) empty(ctx context.Context, l *link, box *batch.Inbox, dst []ses
 	l.stir()
 	most := int64(box.Counts().Waiting) // they are counted at every moment, if need be twice
 	l.feeding.Add(most)
-	taken = box.Take(dst, time.Now())
+	at := time.Now()
+	taken = box.Take(dst, at)
 	l.feeding.Add(int64(len(taken)) - most)
 	for chunk := range slices.Chunk(taken, perAdd) {
 		if over = cmp.Or(over, ctx.Err()); over == nil {
-			over = d.add(ctx, l, chunk)
+			over = d.add(ctx, l, chunk, at)
 		} else {
 			d.count.dropped.Add(uint64(len(chunk)))
 		}
@@ -113,14 +114,14 @@ func (d *Daemon) empty(ctx context.Context, l *link, box *batch.Inbox, dst []ses
 	return taken, over
 }
 
-// add gives the kernel some of what waited, and fails if the link is over. Who waits
-// with few sessions has a turn between two of who has many.
-func (d *Daemon) add(ctx context.Context, l *link, chunk []session.Session) error {
+// add gives the kernel some of what waited, as it was at a time, and fails if the
+// link is over. Who waits with few sessions has a turn between two of who has many.
+func (d *Daemon) add(ctx context.Context, l *link, chunk []session.Session, at time.Time) error {
 	l.adding <- struct{}{}
 	defer func() { <-l.adding }()
 	d.work.injecting.begin()
 	defer d.work.injecting.end()
-	if chunk = d.checkAgain(l, d.out.current(chunk, time.Now())); len(chunk) == 0 {
+	if chunk = d.checkAgain(l, d.out.current(chunk, at, time.Now())); len(chunk) == 0 {
 		return nil
 	}
 	if !l.sync.Load() { // each attempt would be a line in the kernel's log
@@ -132,6 +133,8 @@ func (d *Daemon) add(ctx context.Context, l *link, chunk []session.Session) erro
 		if _, err := l.same(ctx); isOver(err) {
 			d.count.dropped.Add(uint64(len(chunk)))
 			return err
+		} else if err != nil {
+			break // poll says so
 		}
 	}
 	if err := l.Add(chunk, l.pool6); err != nil {
@@ -161,11 +164,20 @@ func (d *Daemon) checkAgain(l *link, waited []session.Session) []session.Session
 	})
 }
 
-// current leaves out what newer word has come of while it waited.
-func (o *outlet) current(sessions []session.Session, now time.Time) []session.Session {
+// current leaves out what has ended, or of which newer word has come, since it was
+// taken out of its box.
+func (o *outlet) current(sessions []session.Session, at, now time.Time) []session.Session {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return slices.DeleteFunc(sessions, func(s session.Session) bool { return o.table != nil && o.table.Overtaken(&s, now) })
+	kept := sessions[:0]
+	for _, s := range sessions {
+		if s = s.Aged(now.Sub(at)); s.Expiration == 0 {
+			o.d.count.expired.Add(1)
+		} else if o.table == nil || !o.table.Overtaken(&s, now) {
+			kept = append(kept, s)
+		}
+	}
+	return kept
 }
 
 // refused forgets that the kernel has these sessions: it has not taken them.

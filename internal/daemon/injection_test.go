@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"joold/internal/batch"
@@ -77,4 +78,29 @@ func TestNewerWordOvertakesWhatIsHeld(t *testing.T) {
 	if len(got) != 3 || got[0].Key() != newer.Key() || slices.ContainsFunc(got[1:], func(s session.Session) bool { return s.Key() == newer.Key() }) {
 		t.Errorf("injected %v, want the newer word and the two others", got)
 	}
+}
+
+func TestWhatWaitsForTheKernelWhileItIsFedAgesToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newModelKernel(session.Enc4113)
+		k.pool4 = nil
+		k.addTime = time.Second // a large table
+		d, l := idle(t, k)
+		ss := some(1, 20*perAdd) // 20 s
+		for i := range ss {
+			ss[i].Expiration = 10_000
+		}
+		kept, _, _ := d.accept(l, origin{}, slices.Clone(ss), time.Now())
+		l.inbox.Put(kept, time.Now())
+		begun := time.Now()
+		if _, err := d.empty(context.Background(), l, l.inbox, nil); err != nil {
+			t.Fatal(err)
+		}
+		given := k.taken()
+		last := given[len(given)-1]
+		t.Logf("given %d within %v; the last with %d ms of the 10 s that it had", len(given), time.Since(begun), last.Expiration)
+		if len(given) > 11*perAdd {
+			t.Errorf("%d sessions were given after their end", len(given)-11*perAdd)
+		}
+	})
 }

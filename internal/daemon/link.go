@@ -155,11 +155,14 @@ func (l *link) note(moment *atomic.Int64) { moment.Store(int64(time.Since(l.bega
 func (l *link) same(ctx context.Context) (nlchan.Globals, error) {
 	asked := time.Since(l.began) // the answer may be read long after it was given
 	g, err := l.Globals(ctx)
-	if err == nil && g.Pool6 != l.pool6 {
-		err = fmt.Errorf("%w: pool6 %s, was %s", errChanged, g.Pool6, l.pool6)
+	if err != nil {
+		return g, err
+	}
+	if g.Pool6 != l.pool6 {
+		return g, fmt.Errorf("%w: pool6 %s, was %s", errChanged, g.Pool6, l.pool6)
 	}
 	l.seen.Store(int64(asked))
-	return g, err
+	return g, nil
 }
 
 // waiting counts the sessions that wait for the kernel.
@@ -445,7 +448,6 @@ func (d *Daemon) poll(ctx context.Context, l *link) error {
 		if err != nil {
 			d.limit.Warn("cannot read the instance's settings", "instance", d.fixed.Instance, "err", err)
 		}
-		d.out.expire(now)
 		d.leaveNote(l)
 	}
 }
@@ -509,7 +511,6 @@ func (d *Daemon) readStats(ctx context.Context, l *link) error {
 	if messages == l.read {
 		return nil
 	}
-	l.read = messages
 	// An overrun is told of once, before what the buffer still holds: until that
 	// is read, more is lost without a word, and a sweep may have begun already.
 	if drops := l.Counters().Drops; drops != l.drops {
@@ -534,7 +535,7 @@ func (d *Daemon) readStats(ctx context.Context, l *link) error {
 	if stats.Advertisements != l.stats.Advertisements {
 		d.repairs.oweAll("somebody advertised with Jool's own tools")
 	}
-	l.stats = stats
+	l.stats, l.read = stats, messages
 	return nil
 }
 
@@ -547,6 +548,7 @@ func (d *Daemon) sayIfDisabled(l *link) {
 	if on {
 		d.Log.Info("session synchronization was turned on", "instance", d.fixed.Instance)
 		d.out.lacks(l, "session synchronization was off until now")
+		d.repairs.owe("session synchronization was off until now") // and nothing was announced
 		return
 	}
 	d.Log.Warn("session synchronization is off in the instance; turn it on with " +

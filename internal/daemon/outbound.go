@@ -166,6 +166,7 @@ type outlet struct {
 	buf      []byte
 
 	tableConfig batch.TableConfig
+	expired     time.Time            // when what has died was last looked for
 	asleep      func() time.Duration // tells how long this machine has slept since it was booted
 	member      member
 	standing    standing
@@ -247,11 +248,6 @@ func (o *outlet) configure(l *link) {
 		o.member.Configure(o.member.config)
 		o.arm(time.Now())
 	})
-}
-
-// expire forgets what has died.
-func (o *outlet) expire(now time.Time) {
-	o.with(func(t *batch.Table) { t.Expire(now) })
 }
 
 // resize fits the datagrams to come to the path, and tries at once what waits.
@@ -464,8 +460,8 @@ func (o *outlet) send(sessions []session.Session, refs []session.Ref, flags wire
 		room := o.room
 		if o.resizeLocked(o.d.maxPayload()); o.room < room && o.room < len(sessions) {
 			err = nil
-			for from := 0; from < len(sessions); from += o.room {
-				to := min(from+o.room, len(sessions))
+			for from, to := 0, 0; from < len(sessions); from = to {
+				to = min(from+o.room, len(sessions)) // which the sending may change once more
 				n, left, failure := o.send(sessions[from:to], refs[from:to], flags)
 				datagrams += n
 				unsent = append(unsent, left...)

@@ -31,12 +31,12 @@ func listenStats(ctx context.Context, cfg *config.Config) (net.PacketConn, error
 // serveStats opens the statistics socket, as soon as its address is there, and
 // answers whatever datagram comes with the C daemon's six lines.
 func (d *Daemon) serveStats(ctx context.Context) error {
-	for {
+	for first := true; ; first = false {
 		conn, err := listenStats(ctx, d.fixed)
 		if err == nil {
 			return d.answerStats(ctx, conn)
 		}
-		if errors.Is(err, syscall.EADDRINUSE) {
+		if first && errors.Is(err, syscall.EADDRINUSE) { // a mistake at the start; later, sessions matter more
 			return err
 		}
 		d.limit.Warn("cannot serve statistics yet", "err", err)
