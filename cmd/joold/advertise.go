@@ -61,7 +61,7 @@ func advertise(ctx context.Context, e *env, cl *config.Client, rate int, quiet b
 	if kerr != nil {
 		return fmt.Errorf("%w; the kernel cannot help: %w", err, kerr)
 	}
-	fmt.Fprintf(e.stdout, "no joold daemon serves %s here: asked the kernel module (Jool %s) to advertise\n",
+	fmt.Fprintf(e.stdout, "no joold daemon serves %s here: asked the kernel module (Jool %s) to advertise, which others hear if the C daemon runs here\n",
 		cl.Instance, version)
 	return nil
 }

@@ -80,7 +80,7 @@ func check(ctx context.Context, e *env, cl *config.Client, want checks) error {
 	case errors.Is(err, control.ErrNoAnswer):
 		return found(exitNoDaemon, "%v", err)
 	case err != nil:
-		return err
+		return found(exitStatus(err), "%v", err)
 	case s == nil:
 		return found(exitNoDaemon, "the daemon gave no status: is it of another version?")
 	}

@@ -20,7 +20,11 @@ func call(ctx context.Context, cl *config.Client, r control.Request, each func(c
 	}
 	err := control.Call(ctx, path, r, each)
 	if errors.Is(err, control.ErrNoDaemon) {
-		err = fmt.Errorf("%w: start one with `joold -i %s ADDR`", err, cl.Instance)
+		socket := ""
+		if cl.Socket != "" {
+			socket = " --control.socket " + cl.Socket
+		}
+		err = fmt.Errorf("%w: start one with `joold -i %s%s ADDR`", err, cl.Instance, socket)
 	}
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -37,6 +38,11 @@ Examples:
 
 // follow shows what the instance announces until ctx ends.
 func follow(ctx context.Context, e *env, cl *config.Client, asJSON bool) error {
+	w, err := nlchan.NewWatcher() // first, so that no removal goes unseen
+	if err != nil {
+		return err
+	}
+	defer w.Close()
 	k, err := nlchan.Dial(cl.Instance)
 	if err != nil {
 		return err
@@ -49,7 +55,15 @@ func follow(ctx context.Context, e *env, cl *config.Client, asJSON bool) error {
 	if !g.SyncEnabled {
 		return &nlchan.Error{Op: "follow the sessions", Instance: cl.Instance, Err: nlchan.ErrSyncDisabled}
 	}
-	defer context.AfterFunc(ctx, func() { k.SetReadDeadline(time.Unix(1, 0)) })()
+	wake := func() { k.SetReadDeadline(time.Unix(1, 0)) }
+	defer context.AfterFunc(ctx, wake)()
+	var removed atomic.Bool // the module: then nothing more is heard
+	go w.Run(ctx, func(what nlchan.Event) {
+		if what == nlchan.ModuleRemoved {
+			removed.Store(true)
+			wake()
+		}
+	})
 
 	show := appendCSV
 	if asJSON {
@@ -64,6 +78,8 @@ func follow(ctx context.Context, e *env, cl *config.Client, asJSON bool) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil // it was told to end
+		case removed.Load():
+			return &nlchan.Error{Op: "follow the sessions", Instance: cl.Instance, Err: nlchan.ErrStale}
 		case errors.Is(err, nlchan.ErrOverrun):
 			fmt.Fprintln(e.stderr, "joold: the kernel announces faster than this can be shown: some sessions are missing")
 			continue

@@ -56,7 +56,7 @@ const statusTime = 15 * time.Second
 func status(ctx context.Context, e *env, cl *config.Client, asJSON bool) error {
 	ctx, cancel := context.WithTimeout(ctx, statusTime)
 	defer cancel()
-	return call(ctx, cl, control.Request{Op: control.OpStatus}, func(r control.Reply) error {
+	err := call(ctx, cl, control.Request{Op: control.OpStatus}, func(r control.Reply) error {
 		if r.Status == nil {
 			return errors.New("the daemon gave no status: is it of another version?")
 		}
@@ -67,6 +67,10 @@ func status(ctx context.Context, e *env, cl *config.Client, asJSON bool) error {
 		}
 		return writeStatus(e.stdout, r.Status)
 	})
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("the daemon has not answered within %v: it hangs, or is stopped: see its log, and restart it", statusTime)
+	}
+	return err
 }
 
 func writeStatus(w io.Writer, s *control.Status) error {
@@ -122,7 +126,7 @@ func writeStatus(w io.Writer, s *control.Status) error {
 		line("", "away: %s", n.WaitingFor)
 	}
 	if n.MTU > 0 {
-		line("", "from %s, MTU %d, sending encoding %s", n.Source, n.MTU, n.Wire)
+		line("", "from %s, MTU %d, sending encoding %s", n.Source, n.MTU, cmp.Or(n.Wire, "of the module, once it is there"))
 		line("", "socket buffers %d KiB in, %d KiB out", n.ReadBuffer>>10, n.WriteBuffer>>10)
 	}
 	writeCluster(&b, s)

@@ -368,7 +368,7 @@ func TestAMistakeInTheFileIsOneLineThatNamesKeyValueAndBound(t *testing.T) {
 		{`{"net.source": [""]}`, `"net.source": an array: want prefixes or addresses, as in 2001:db8:ff08::/96, or any`},
 		{`{"net.source": ["192.0.2.1", "x"]}`, `"net.source": an array: "x": want prefixes or addresses, as in 2001:db8:ff08::/96, or any`},
 		{`{"net.source": ["192.0.2.1", 7]}`, `"net.source": an array: want a string or a list of strings`},
-		{`{"net.source": 7}`, `"net.source": 7: want a string, as in "7"`},
+		{`{"net.source": 7}`, `"net.source": 7: want prefixes or addresses, as in 2001:db8:ff08::/96, or any`},
 		{`{"instance": "a", "instance": "b"}`, `key "instance" stands here twice`},
 		{`{"net.dev.in": "` + strings.Repeat("x", 100) + `"}`, `"net.dev.in": "` + strings.Repeat("x", 63) + `...: want the name of an interface, or one of its addresses`},
 		{"{\n\"net.ttl\": 1,\n}", `line 3: not JSON: invalid character '}' looking for beginning of object key string`},

@@ -111,6 +111,11 @@ func (m *member) apply(c *Config, k kind, set func(*Config, string) error) error
 	v, err := m.text(k)
 	if err == nil {
 		err = set(c, v)
+	} else if k&text != 0 && m.isNumber() {
+		// In quotes it may be what is wanted; if not, its own error tells what is.
+		if err = set(new(Config), string(m.value)); err == nil {
+			err = fmt.Errorf(`want a string, as in "%s"`, m.shown())
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("%q: %s: %w", m.key, m.shown(), err)
@@ -120,8 +125,7 @@ func (m *member) apply(c *Config, k kind, set func(*Config, string) error) error
 
 // text is the value as a flag would have it.
 func (m *member) text(k kind) (string, error) {
-	first := m.value[0]
-	isNumber := first == '-' || '0' <= first && first <= '9'
+	first, isNumber := m.value[0], m.isNumber()
 	switch {
 	case first == '"' && k&text != 0:
 		var s string
@@ -134,10 +138,13 @@ func (m *member) text(k kind) (string, error) {
 		if json.Unmarshal(m.value, &l) == nil {
 			return strings.Join(l, ","), nil
 		}
-	case isNumber && k&text != 0:
-		return "", fmt.Errorf(`want a string, as in "%s"`, m.shown())
 	}
 	return "", fmt.Errorf("want %s", k)
+}
+
+func (m *member) isNumber() bool {
+	first := m.value[0]
+	return first == '-' || '0' <= first && first <= '9'
 }
 
 // shown is the value as an error names it, on one line.

@@ -339,12 +339,14 @@ func Call(ctx context.Context, path string, r Request, each func(Reply) error) e
 	for dec := json.NewDecoder(c); ; {
 		var reply Reply
 		err := dec.Decode(&reply)
+		// The latter is of a daemon that ended before it had read the request.
+		ended := err == io.EOF || errors.Is(err, syscall.ECONNRESET)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case err == io.EOF && answered:
+		case ended && answered:
 			return nil
-		case err == io.EOF:
+		case ended:
 			return fmt.Errorf("control socket %s: %w", path, ErrNoAnswer)
 		case err != nil:
 			return fmt.Errorf("control socket %s: %w", path, err)
