@@ -14,7 +14,7 @@ MASTER)
 	;;
 BACKUP)
 	rm "$serving" 2>/dev/null || exit 0
-	exec joold -i "$instance" advertise
+	exec timeout 600 joold -i "$instance" advertise # a daemon that hangs does not end it
 	;;
 *)
 	rm -f "$serving"

@@ -92,7 +92,16 @@ func TestFaultJoolGoesAndReturnsUnderTheDaemon(t *testing.T) {
 
 	t.Run("the module, reloaded at once", func(t *testing.T) {
 		f, daemons := begin(t, Config{})
+		shown := l.J.Start("joold", "follow")
+		l.Wait("joold follow shows a session", func() (string, bool) {
+			f.Make(1, 500)
+			return shown.Output(), strings.Contains(shown.Output(), ",")
+		})
 		l.script(local{}, "modprobe -r jool; modprobe jool")
+		l.Wait("joold follow says that there is nothing more to follow", func() (string, bool) {
+			ended, _ := shown.Ended()
+			return shown.Output(), ended && strings.Contains(shown.Output(), "removed or reloaded")
+		})
 		l.J.AddInstance()
 		l.K.AddInstance()
 		returned(t, f, afterAbsence, daemons)
