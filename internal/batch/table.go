@@ -40,7 +40,7 @@ const (
 	// patience is for how much longer a refresh may wait than news: at most a
 	// hundredth of the timeout, which is between the nine hundredths after which it
 	// is due and the tenth of their lives that sessions may lose at a peer.
-	patience = 60 // ms
+	patience = 150 // ms
 
 	// lap is how long it takes to look through the whole table for the dead.
 	lap = 30_000 // ms

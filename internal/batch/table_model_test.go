@@ -712,7 +712,7 @@ func (p *play) compare() {
 	}
 	if len(m.refreshes) > 0 {
 		k := m.refreshes[0]
-		first = min(first, m.since[k]+min(60, m.timeout(&m.known[k].Session)/100))
+		first = min(first, m.since[k]+min(150, m.timeout(&m.known[k].Session)/100))
 	}
 	if tab.News() != len(m.news) {
 		p.fail("%d news wait, want %d", tab.News(), len(m.news))
