@@ -77,7 +77,8 @@ func (a *Alarm) Stop() {
 	a.conn.Control(a.settime)
 }
 
-// Close is Stop for good.
+// Close is Stop for good. It waits for a call that has begun, and so must not be made
+// by f.
 func (a *Alarm) Close() {
 	if a.timer != nil {
 		a.timer.Stop()
