@@ -31,6 +31,7 @@ import (
 // kernel is what the daemon needs of an instance: *nlchan.Conn in earnest.
 type kernel interface {
 	Module() nlchan.Module
+	Hold(late func(entries int) bool)
 	Receive(buf []byte) (nlchan.Message, error)
 	Ack() error
 	Add(s []session.Session, p session.Pool6) error

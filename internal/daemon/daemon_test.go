@@ -40,6 +40,7 @@ var wkp = pool6("64:ff9b::/96")
 // modelKernel is an instance of which the daemon sees what the real one shows.
 type modelKernel struct {
 	announced chan []byte // messages of the joold channel, as their entries
+	late      func(entries int) bool
 	overrun   chan struct{}
 	closed    chan struct{}
 	closeOnce sync.Once
@@ -81,13 +82,21 @@ func (k *modelKernel) Module() nlchan.Module { return k.module }
 func (k *modelKernel) Receive(buf []byte) (nlchan.Message, error) {
 	select {
 	case m := <-k.announced:
-		return nlchan.Message{Entries: buf[:copy(buf, m)]}, nil
+		return k.message(buf, m), nil
 	case <-k.overrun:
 		return nlchan.Message{}, nlchan.ErrOverrun
 	case <-k.closed:
 		return nlchan.Message{}, os.ErrDeadlineExceeded
 	}
 }
+
+func (k *modelKernel) message(buf, entries []byte) nlchan.Message {
+	m := nlchan.Message{Entries: buf[:copy(buf, entries)]}
+	m.Held = k.late != nil && k.late(len(m.Entries))
+	return m
+}
+
+func (k *modelKernel) Hold(late func(entries int) bool) { k.late = late }
 
 func (k *modelKernel) SetReadDeadline(time.Time) error {
 	k.closeOnce.Do(func() { close(k.closed) })

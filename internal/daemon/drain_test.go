@@ -171,6 +171,35 @@ func TestMessagesThatFollowEachOtherAreTakenByTheHandful(t *testing.T) {
 	}
 }
 
+// Acknowledged at once, it would be followed by another in the middle of the rest.
+func TestAFullMessageThatWasWaitedForIsAcknowledgedAfterTheRest(t *testing.T) {
+	for sessions, held := range map[int]bool{20: true, 19: false} {
+		synctest.Test(t, func(t *testing.T) {
+			k := newHookedKernel(session.Enc4113)
+			k.globals.Set(nlchan.SSMaxSessionsPerPacket, 20)
+			k.globals.Set(nlchan.SSCapacity, restCapacity)
+			k.globals.Set(nlchan.SSFlushDeadline, 20)
+			startHooked(t, k, nil)
+			time.Sleep(time.Minute)
+			acks := acksOf(k)
+			start := time.Now()
+			k.announced <- encode(session.Enc4113, wkp, distinct(sessions)...)
+			time.Sleep(time.Minute)
+			var after []time.Duration
+			for _, at := range acks() {
+				after = append(after, at.Sub(start))
+			}
+			if held {
+				if len(after) != 1+lateACKs || after[0] != restTime {
+					t.Errorf("ACKs %v after the message", after)
+				}
+			} else if len(after) != lateACKs { // the channel's own is not among them
+				t.Errorf("ACKs %v after a message that is not full", after)
+			}
+		})
+	}
+}
+
 func TestRefreshesWaitForCompanyAndLeaveWithNews(t *testing.T) {
 	d, l := idle(t, newModelKernel(session.Enc4113))
 	g := newModelGroup()

@@ -78,7 +78,7 @@ func (k *hookedKernel) call(hook *func() error) error {
 func (k *hookedKernel) Receive(buf []byte) (nlchan.Message, error) {
 	select {
 	case m := <-k.announced:
-		return nlchan.Message{Entries: buf[:copy(buf, m)]}, nil
+		return k.message(buf, m), nil
 	case <-k.overrun:
 		return nlchan.Message{}, nlchan.ErrOverrun
 	case err := <-k.receiveErr:

@@ -38,10 +38,11 @@ const (
 	kernelTick = 4 * time.Millisecond
 
 	// restTime is for how long the kernel's queue is left alone after a full message
-	// that had to be waited for. Where so much is announced, messages are then there
-	// when they are asked for, several in a row, instead of waking the daemon one by
-	// one, which is most of what they cost. Meanwhile restCapacity, which is what
-	// the queue gets by default, has room for a million sessions a second.
+	// that had to be waited for, which is acknowledged after that. Where so much is
+	// announced, messages are then there when they are asked for, several in a row,
+	// instead of waking the daemon one by one, which is most of what they cost.
+	// Meanwhile restCapacity, which is what the queue gets by default, has room for a
+	// million sessions a second.
 	restTime     = 15 * time.Millisecond
 	restCapacity = 16384
 
@@ -49,17 +50,20 @@ const (
 	atOnce = time.Millisecond
 )
 
-// hear takes what the kernel announces and hands it to the outlet. The channel
-// has ACKed each message before it is seen here.
+// hear takes what the kernel announces and hands it to the outlet. The channel has
+// ACKed each message before it is seen here, but for those that it rests after.
 func (d *Daemon) hear(ctx context.Context, l *link) error {
 	defer d.work.hearing.end()
 	doze := d.newDoze()
 	defer doze.end()
 	buf := make([]byte, nlchan.MessageSize)
 	var heard []session.Session
+	var asked time.Time
+	entry := l.Module().Encoding.EntrySize()
+	l.Hold(func(entries int) bool { return time.Since(asked) > atOnce && l.crowded(entries/entry) })
 	for {
 		d.work.hearing.end()
-		asked := time.Now()
+		asked = time.Now()
 		m, err := l.Receive(buf)
 		d.work.hearing.begin()
 		waited := time.Since(asked) > atOnce
@@ -99,6 +103,11 @@ func (d *Daemon) hear(ctx context.Context, l *link) error {
 			d.work.hearing.end()
 			d.out.rest(time.Now())
 			doze.wait(restTime)
+		}
+		if m.Held {
+			if err := l.Ack(); err != nil {
+				return err
+			}
 		}
 	}
 }

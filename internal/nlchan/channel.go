@@ -14,11 +14,19 @@ import (
 type Message struct {
 	Version Version // the sender's: Module's, unless the module is being replaced
 	Entries []byte  // for session.Decode; valid until the buffer is used again
+	Held    bool    // the caller is to acknowledge it: see Hold
 }
+
+// Hold has Receive leave it to its caller to acknowledge those messages of which
+// late, by the size of their entries in bytes, says so. Until then, or until the
+// flush deadline has passed, the kernel keeps what it has to say. It is to be called
+// before Receive is.
+func (c *Conn) Hold(late func(entries int) bool) { c.late = late }
 
 // Receive waits for the next message of this instance. It acknowledges before
 // it looks at what the message holds: until then the kernel sends no more, and
-// can keep only so much. buf should have MessageSize bytes; nothing is allocated.
+// can keep only so much. See Hold for where it does not. buf should have MessageSize
+// bytes; nothing is allocated.
 //
 // ErrOverrun is no reason to end; ErrNoInstance and ErrStale (both are found
 // out by an ACK) and ErrClosed are. A deadline is os.ErrDeadlineExceeded.
@@ -50,15 +58,19 @@ func (c *Conn) Receive(buf []byte) (Message, error) {
 		case j.flags&flagError != 0: // the answer to an ACK: the group gets none
 			return Message{}, c.fail(op, j.kernelError().named(c.host))
 		}
-		if err := c.Ack(); err != nil {
-			return Message{}, err
-		}
 		entries := find(j.attrs, attrSessionEntries)
-		if !whole || entries == nil {
+		sound := whole && entries != nil
+		held := sound && c.late != nil && c.late(len(entries))
+		if !held {
+			if err := c.Ack(); err != nil {
+				return Message{}, err
+			}
+		}
+		if !sound {
 			c.counted.malformed.Add(1)
 			continue
 		}
-		return Message{Version: j.version, Entries: entries}, nil
+		return Message{Version: j.version, Entries: entries, Held: held}, nil
 	}
 }
 

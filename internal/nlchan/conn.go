@@ -33,8 +33,9 @@ type Conn struct {
 	module     Module
 	perMessage int
 
-	channel Socket // hears the group, sends ACKs
-	ack     []byte // a JOOLD_ACK
+	channel Socket                 // hears the group, sends ACKs
+	ack     []byte                 // a JOOLD_ACK
+	late    func(entries int) bool // see Hold; may be nil
 	counted counters
 
 	adds   Socket

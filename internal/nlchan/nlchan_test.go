@@ -1141,3 +1141,38 @@ func TestTheWatcherEndsWhenClosed(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestAMessageIsAcknowledgedBeforeItIsReturnedUnlessItIsHeld(t *testing.T) {
+	forEachModule(t, func(t *testing.T, version string) {
+		k := nlchantest.New(t, version)
+		edge := k.AddInstance("edge", pool6)
+		c, err := nlchan.Dial("edge", nlchan.On(k))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		few, many := sessionsOf(session.TCP, 2), sessionsOf(session.UDP, 5)
+		entry := c.Module().Encoding.EntrySize()
+		c.Hold(func(entries int) bool { return entries/entry >= len(many) })
+		for _, held := range []bool{false, true, false} {
+			ss := few
+			if held {
+				ss = many
+			}
+			edge.Announce(ss...)
+			before := c.Counters().ACKs
+			m, err := c.Receive(make([]byte, nlchan.MessageSize))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if acked := c.Counters().ACKs > before; m.Held != held || acked == held {
+				t.Errorf("%d sessions: held %v, acknowledged %v", len(ss), m.Held, acked)
+			}
+			if m.Held {
+				if err := c.Ack(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	})
+}
