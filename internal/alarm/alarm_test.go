@@ -4,6 +4,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -98,23 +99,26 @@ func TestAnAlarmThatIsSetAnewOrStoppedForgetsWhatItWasToDo(t *testing.T) {
 
 func TestAnAlarmMaySetItself(t *testing.T) {
 	each(t, func(t *testing.T, make_ func(func()) *Alarm) {
-		var n atomic.Int32
-		a, done := (*Alarm)(nil), make(chan struct{})
-		ready := make(chan struct{})
+		var mu sync.Mutex // who sets it does so one after the other
+		var a *Alarm
+		n, done := 0, make(chan struct{})
+		reset := func(d time.Duration) {
+			mu.Lock()
+			defer mu.Unlock()
+			a.Reset(d)
+		}
 		a = make_(func() {
-			<-ready
-			if n.Add(1) == 100 {
+			if n++; n == 100 {
 				close(done)
 				return
 			}
-			a.Reset(time.Microsecond)
+			reset(time.Microsecond)
 		})
-		close(ready)
-		a.Reset(0)
+		reset(0)
 		select {
 		case <-done:
 		case <-time.After(limit):
-			t.Fatalf("called %d times", n.Load())
+			t.Fatal("it was not called 100 times")
 		}
 	})
 }
