@@ -11,7 +11,9 @@
 package brief
 
 import (
+	"crypto/rand"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,5 +53,17 @@ func (c *Caller) end(errno unix.Errno) {
 		c.row = 0
 	case c.row >= inARow:
 		c.returned = time.Now()
+	}
+}
+
+// Random returns what fills b with random bytes from where crypto/rand has them, the
+// kernel's generator. What it returns makes one call at a time.
+func Random() func(b []byte) {
+	var c Caller
+	return func(b []byte) {
+		n, errno := c.Call(unix.SYS_GETRANDOM, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0, 0, 0)
+		if errno != 0 || int(n) != len(b) {
+			rand.Read(b)
+		}
 	}
 }

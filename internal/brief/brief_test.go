@@ -1,9 +1,11 @@
 package brief
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -82,6 +84,33 @@ func TestACallReturnsWhatTheKernelDoes(t *testing.T) {
 func TestACallAllocatesNothing(t *testing.T) {
 	var c Caller
 	if n := testing.AllocsPerRun(100, func() { c.Call(unix.SYS_GETPID, 0, 0, 0, 0, 0, 0) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestRandomFillsAllOfItWithWhatIsNeverTheSame(t *testing.T) {
+	random := Random()
+	for _, size := range []int{1, 12, 256, 1 << 16} { // of which up to 256 bytes come whole
+		a, b := make([]byte, size+2), make([]byte, size+2)
+		var in [256]int
+		for range 64 {
+			random(a[1 : 1+size])
+			random(b[1 : 1+size])
+			if size > 8 && bytes.Equal(a, b) {
+				t.Fatalf("%d bytes twice: %x", size, a[:9])
+			}
+			in[a[size]]++
+		}
+		if a[0] != 0 || a[size+1] != 0 {
+			t.Errorf("%d bytes: others were written to", size)
+		}
+		if slices.Max(in[:]) > 32 {
+			t.Errorf("the last of %d bytes is often the same", size)
+		}
+	}
+	random(nil)
+	b := make([]byte, 4)
+	if n := testing.AllocsPerRun(100, func() { random(b) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }

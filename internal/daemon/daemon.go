@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"joold/internal/alarm"
+	"joold/internal/brief"
 	"joold/internal/config"
 	"joold/internal/control"
 	"joold/internal/logging"
@@ -221,7 +222,7 @@ func newDaemon(cfg *config.Config, o Options) *Daemon {
 		repairs:     newRepairs(),
 		sweeps:      make(chan struct{}, maxSweeps), advertising: make(chan struct{}, 1), sweeping: make(chan struct{}, 1),
 		flapInterval: retryInterval,
-		signer:       wire.NewSigner(cfg.Cluster, cfg.Keys, cfg.Encrypt, nil),
+		signer:       wire.NewSigner(cfg.Cluster, cfg.Keys, cfg.Encrypt, brief.Random()), // a call for each datagram that is signed
 	}
 	if d.name, _ = os.Hostname(); d.name == "" {
 		d.name = "unnamed"
