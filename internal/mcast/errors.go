@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,17 +33,21 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
+	why := e.Err.Error()
 	on := ""
 	if e.Device != "" {
 		on = " on " + e.Device
+		if _, err := netip.ParseAddr(e.Device); err != nil { // it may be named by its address
+			why = strings.Replace(why, "link set NAME", "link set "+e.Device, 1)
+		}
 	}
 	switch {
 	case e.Node.IsValid() && e.Node.Addr().IsUnspecified() && !e.Group.IsValid():
-		return fmt.Sprintf("%s UDP port %d%s: %v", e.Op, e.Node.Port(), on, e.Err)
+		return fmt.Sprintf("%s UDP port %d%s: %s", e.Op, e.Node.Port(), on, why)
 	case e.Node.IsValid():
-		return fmt.Sprintf("%s node %v%s: %v", e.Op, e.Node, on, e.Err)
+		return fmt.Sprintf("%s node %v%s: %s", e.Op, e.Node, on, why)
 	}
-	return fmt.Sprintf("%s multicast group %v%s: %v", e.Op, e.Group, on, e.Err)
+	return fmt.Sprintf("%s multicast group %v%s: %s", e.Op, e.Group, on, why)
 }
 
 func (e *Error) Unwrap() error { return e.Err }

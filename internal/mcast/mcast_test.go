@@ -954,7 +954,7 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 		{"a zone that has no such index", n, Config{Group: netip.MustParseAddrPort("[ff02::1%4711]:6400"), TTL: 1}, ErrNoInterface, []string{"4711"}},
 		{"a zone that disagrees", n, Config{Group: zoned6, In: "fresh", TTL: 1}, nil, []string{"fresh", "eth2"}},
 		{"an address that is here twice", n, Config{Group: group6, In: "2001:db8::1", TTL: 1}, nil, []string{"eth2", "twin", "name"}},
-		{"an interface that is down", n, Config{Group: group6, In: "down", Out: "down", TTL: 1}, ErrInterfaceDown, []string{"ip link set"}},
+		{"an interface that is down", n, Config{Group: group6, In: "down", Out: "down", TTL: 1}, ErrInterfaceDown, []string{"`ip link set down up`"}},
 		{"an interface without IPv4 address", n, Config{Group: group4, In: "eth2", Out: "eth2", TTL: 1}, ErrNoAddress, []string{"eth2", "add one"}},
 		{"an interface whose IPv6 address is tentative", n, Config{Group: group6, In: "fresh", Out: "fresh", TTL: 1}, ErrNoAddress, []string{"fresh", "a second or two"}},
 		{"an out interface without IPv6", n, Config{Group: group6, In: "eth2", Out: "no6", TTL: 1}, ErrNoAddress, []string{"no6"}},
