@@ -469,5 +469,8 @@ func (n *Node) finish(q *quest) {
 	if n.state.wantAt.Before(q.begun) {
 		n.state.wants = false
 		n.become(Synced, "it has all that "+q.from.hello.Name+" has")
+		for _, p := range n.order {
+			n.reopen(p)
+		}
 	}
 }

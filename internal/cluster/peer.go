@@ -9,6 +9,10 @@ import (
 	"joold/internal/wire"
 )
 
+// unsettled is how many of the last datagrams of a node the giver of a copy may have
+// missed itself, and not been sent again, when it gave what was in them.
+const unsettled = 256
+
 // peer is one run of another node.
 type peer struct {
 	epoch     wire.Epoch
@@ -20,6 +24,8 @@ type peer struct {
 	lived     bool   // it took part when last looked at
 	from      uint64 // the first number after that: what was sent before may be a recording
 	window    wire.Window
+	skipped   uint64      // the last number that was left to a copy; 0 if none was
+	reopens   bool        // those before it are looked at again once the copy has come
 	apart     wire.Window // for the numbers of what not all need to have
 	floor     uint64      // of these: what is older comes too late
 	floorNext uint64      // at the next hello
@@ -129,11 +135,21 @@ func (n *Node) begin(p *peer, number uint64) {
 	p.hole(number-1, n.now)
 }
 
-// skip says that the numbers up to last are not for this node.
+// skip says that the numbers up to last are not for this node: a copy brings what
+// was in them.
 func (p *peer) skip(last uint64) {
-	repaired := p.counts.Repaired
+	p.skipped, p.reopens = last, last > 0
 	p.settle(wire.Range{First: 0, Last: last})
-	p.counts.Repaired = repaired
+}
+
+// reopen asks, after a copy, for the last of what was left to it, unless that is so
+// long ago that p may know no more of it.
+func (n *Node) reopen(p *peer) {
+	if p.reopens && p.window.Top()-p.skipped < ringSpan/2 {
+		p.window.Reopen(p.skipped - min(p.skipped-1, unsettled))
+		p.hole(p.window.Top(), n.now)
+	}
+	p.reopens = false
 }
 
 // sent takes p's word for it that all numbers up to last have been sent.
@@ -172,7 +188,7 @@ func (p *peer) settle(g wire.Range) {
 		first = max(first, top-span)
 	}
 	for number := first; number <= last; number++ {
-		if p.window.Note(number) == wire.Late {
+		if p.window.Note(number) == wire.Late && number > p.skipped {
 			p.counts.Repaired++
 		}
 	}

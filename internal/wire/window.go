@@ -96,6 +96,19 @@ func (w *Window) Expect(first uint64) {
 	*w = Window{begun: true, first: first, top: first - 1}
 }
 
+// Reopen expects the numbers from number on again, though the window began later, as
+// far as it reaches back. None of them has come.
+func (w *Window) Reopen(number uint64) {
+	number = max(number, 1)
+	if top := w.top / wordBits; top >= windowWords {
+		number = max(number, (top-windowWords+1)*wordBits)
+	}
+	for ; number < w.first; w.first-- {
+		before := w.first - 1
+		w.seen[before/wordBits%windowWords] &^= 1 << (before % wordBits)
+	}
+}
+
 func (w *Window) begin(number uint64) {
 	*w = Window{begun: true, first: number, top: number}
 }

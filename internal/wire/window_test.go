@@ -48,6 +48,12 @@ func (m *model) advance(number uint64) {
 	m.top = max(m.top, number)
 }
 
+func (m *model) reopen(number uint64) {
+	for number = max(number, 1, m.bottom()); number < m.first; m.first-- {
+		delete(m.seen, m.first-1)
+	}
+}
+
 func (m *model) missing() (n uint64, gaps []Range) {
 	if !m.begun {
 		return 0, nil
@@ -97,6 +103,14 @@ func TestAWindowTellsWhatASetOfAllNumbersWould(t *testing.T) {
 				m.advance(next)
 				next++
 				continue
+			case 7:
+				if r.IntN(20) == 0 {
+					number := next - min(next, r.Uint64N(400))
+					w.Reopen(number)
+					m.reopen(number)
+					continue
+				}
+				next++
 			default:
 				next++
 			}
@@ -181,6 +195,29 @@ func TestTheSendersWordMovesTheWindowAsFarAsItSays(t *testing.T) {
 	begins.Advance(7)
 	if begins.Missing() != 0 || begins.Note(7) != Late || begins.Note(7) != Duplicate || begins.Note(8) != InOrder {
 		t.Errorf("begun by the sender's word: %+v", begins.Missing())
+	}
+}
+
+func TestWhatIsReopenedIsMissingAndCountedWhenItComes(t *testing.T) {
+	var w Window
+	w.Expect(1000)
+	for number := uint64(1); number < 1000; number++ {
+		w.Note(number) // left to somebody else
+	}
+	w.Note(1000)
+	if n := w.Missing(); n != 0 {
+		t.Fatalf("%d are missing", n)
+	}
+	w.Reopen(900)
+	if got := w.AppendGaps(make([]Range, 0, 4), math.MaxUint64); w.Missing() != 100 || !slices.Equal(got, []Range{{900, 999}}) {
+		t.Errorf("%d are missing, %v", w.Missing(), got)
+	}
+	if w.Note(950) != Late || w.Note(950) != Duplicate || w.Note(899) != Duplicate || w.Missing() != 99 {
+		t.Errorf("%d are missing after one has come", w.Missing())
+	}
+	w.Reopen(0) // no number
+	if n := w.Missing(); n != 99+899 {
+		t.Errorf("%d are missing of all", n)
 	}
 }
 
